@@ -1,0 +1,5 @@
+//! Just enough of each codec's bitstream to package it: no decoding.
+
+pub mod aac;
+pub mod h264;
+pub mod opus;

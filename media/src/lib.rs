@@ -1,0 +1,21 @@
+//! Headwater's media cores: parsers, packetizers, caches and the decisions around them.
+//!
+//! Everything here is sans-IO: plain structs that take bytes, messages and `now` and return what to do and when to be
+//! called again. Nothing here opens a socket, starts a task or reads a clock, which is why all of it runs in tests under
+//! virtual time. A test of the workspace fails when tokio, actix, tonic or hyper appear among this crate's dependencies.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`time`], [`id`] | the 90 kHz timeline, wall-clock stamps, names and numbers |
+//! | [`unit`], [`track`] | access units, tracks and their configuration |
+//! | [`codec`] | parameter sets and NAL units, AudioSpecificConfig |
+//! | [`rtp`] | packet batches |
+//! | [`sdp`] | the outcome of an offer |
+
+pub mod codec;
+pub mod id;
+pub mod rtp;
+pub mod sdp;
+pub mod time;
+pub mod track;
+pub mod unit;

@@ -1,0 +1,3 @@
+//! RTP: packetization once per rendition, the packet ring, headers and feedback.
+
+pub mod batch;

@@ -1,0 +1,113 @@
+//! The directory: who is alive, and who owns which stream.
+//!
+//! Edges read it from a watched copy, so that it may be away without a viewer noticing (static stability).
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use headwater_media::id::{Epoch, NodeId, StreamName};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+/// What a node does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Takes publishers in.
+    Origin,
+    /// Serves viewers.
+    Edge,
+}
+
+/// A node as others see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its id.
+    pub id: NodeId,
+    /// What it does.
+    pub role: Role,
+    /// Where its gRPC is reached by other nodes, `http://host:port`.
+    pub grpc_url: String,
+    /// Where viewers reach its HTTP, if it says.
+    pub public_url: Option<String>,
+    /// 0 idle, 1 full.
+    pub load: f64,
+    /// It takes nobody new.
+    pub draining: bool,
+    /// Its software version.
+    pub version: String,
+}
+
+/// A stream as others see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamRecord {
+    /// The stream.
+    pub name: StreamName,
+    /// Its owner.
+    pub origin: NodeId,
+    /// The owner's fencing token for it.
+    pub epoch: Epoch,
+    /// Where the owner's gRPC is reached.
+    pub grpc_url: String,
+}
+
+/// A place to subscribe at.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Upstream {
+    /// `http://host:port` of a node's gRPC.
+    pub grpc_url: String,
+    /// The epoch the directory names, if it knows.
+    pub epoch: Option<Epoch>,
+}
+
+/// Why a directory operation failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Another node owns the stream.
+    #[error("{} is owned by {} (epoch {})", .0.name, .0.origin, .0.epoch)]
+    Held(StreamRecord),
+    /// The directory did not answer in time; try again later.
+    #[error("the directory does not answer: {0}")]
+    Unavailable(Arc<str>),
+    /// This kind of directory can't be written.
+    #[error("this directory is a fixed list of origins and can't be written")]
+    ReadOnly,
+}
+
+/// Where nodes and streams are found. Implementations: memory, etcd, fixed.
+pub trait Directory: Send + Sync + 'static {
+    /// Announces this node, or replaces its record, until [`Self::withdraw`] or the loss of this node.
+    fn announce(&self, record: NodeRecord) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Claims a stream name for this node and yields an epoch above all that were ever given for it.
+    /// A name this node already owns is claimed anew, with a higher epoch.
+    fn claim(&self, name: StreamName, grpc_url: String) -> BoxFuture<'_, Result<Epoch, Error>>;
+
+    /// Gives a stream name up, if this node still owns it at `epoch`.
+    fn release(&self, name: StreamName, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Where a stream can be had, best first; empty if nobody has it as far as is known. Answers from the
+    /// watched copy, without a round trip. A fixed list names all its origins for every stream.
+    fn upstreams(&self, name: &StreamName) -> Vec<Upstream>;
+
+    /// All streams that are known. Always empty for a fixed list.
+    fn streams(&self) -> Vec<StreamRecord>;
+
+    /// All nodes that are known. For a fixed list: none.
+    fn nodes(&self) -> Vec<NodeRecord>;
+
+    /// gRPC URLs of the origins of a fixed list, else empty: who must be asked what is live.
+    fn fixed_origins(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Counts changes; wakes whoever waits for a stream to appear or move.
+    fn changes(&self) -> watch::Receiver<u64>;
+
+    /// The first listing has been seen; before it, "unknown" means little.
+    fn synced(&self) -> bool;
+
+    /// Withdraws this node and its streams, best effort within a second or two.
+    fn withdraw(&self) -> BoxFuture<'_, ()>;
+}

@@ -1,0 +1,5 @@
+//! What every Headwater role needs around its work: actor kit, clock, directory, configuration, admin, telemetry.
+
+pub mod actor;
+pub mod clock;
+pub mod directory;
