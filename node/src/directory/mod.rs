@@ -9,6 +9,8 @@ use headwater_media::id::{Epoch, NodeId, StreamName};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+pub mod memory;
+
 /// What a node does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -58,6 +60,15 @@ pub struct Upstream {
     pub grpc_url: String,
     /// The epoch the directory names, if it knows.
     pub epoch: Option<Epoch>,
+}
+
+impl From<&StreamRecord> for Upstream {
+    fn from(record: &StreamRecord) -> Self {
+        Self {
+            grpc_url: record.grpc_url.clone(),
+            epoch: Some(record.epoch),
+        }
+    }
 }
 
 /// Why a directory operation failed.

@@ -1,0 +1,165 @@
+//! The directory of a cluster that lives in one process: standalone mode and tests.
+//!
+//! All views of one [`MemoryDirectory`] share a table; each acts for one node. Dropping a view is the loss of its node, as
+//! the end of a lease would be: its records go.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use headwater_media::id::{Epoch, NodeId, StreamName};
+use tokio::sync::watch;
+
+use super::{Directory, Error, NodeRecord, StreamRecord, Upstream};
+
+/// One node's view of an in-process directory.
+#[derive(Debug)]
+pub struct MemoryDirectory {
+    id: NodeId,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    table: Mutex<Table>,
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    nodes: BTreeMap<NodeId, NodeRecord>,
+    streams: BTreeMap<StreamName, StreamRecord>,
+    /// The last epoch given, for any stream: so an epoch is never given twice, whatever was released in between.
+    epoch: u64,
+}
+
+impl MemoryDirectory {
+    /// A new, empty directory, seen by node `id`.
+    pub fn new(id: NodeId) -> Self {
+        let shared = Shared {
+            table: Mutex::default(),
+            changes: watch::Sender::new(0),
+        };
+        Self {
+            id,
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// The same directory, seen by node `id`.
+    pub fn view(&self, id: NodeId) -> Self {
+        Self {
+            id,
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    fn remove_own(&self) {
+        let mut table = self.shared.table();
+        table.nodes.remove(&self.id);
+        table.streams.retain(|_, record| record.origin != self.id);
+        drop(table);
+        self.shared.changed();
+    }
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Every change is a single insert or remove, so a poisoned table is still whole.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.changes
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+impl Drop for MemoryDirectory {
+    fn drop(&mut self) {
+        self.remove_own();
+    }
+}
+
+impl Directory for MemoryDirectory {
+    fn announce(&self, record: NodeRecord) -> BoxFuture<'_, Result<(), Error>> {
+        async move {
+            self.shared.table().nodes.insert(self.id.clone(), record);
+            self.shared.changed();
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn claim(&self, name: StreamName, grpc_url: String) -> BoxFuture<'_, Result<Epoch, Error>> {
+        async move {
+            let mut table = self.shared.table();
+            if let Some(held) = table.streams.get(&name)
+                && held.origin != self.id
+            {
+                return Err(Error::Held(held.clone()));
+            }
+            table.epoch += 1;
+            let epoch = Epoch(table.epoch);
+            let record = StreamRecord {
+                name: name.clone(),
+                origin: self.id.clone(),
+                epoch,
+                grpc_url,
+            };
+            table.streams.insert(name, record);
+            drop(table);
+            self.shared.changed();
+            Ok(epoch)
+        }
+        .boxed()
+    }
+
+    fn release(&self, name: StreamName, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>> {
+        async move {
+            let mut table = self.shared.table();
+            let ours = table
+                .streams
+                .get(&name)
+                .is_some_and(|held| held.origin == self.id && held.epoch == epoch);
+            if ours {
+                table.streams.remove(&name);
+                drop(table);
+                self.shared.changed();
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn upstreams(&self, name: &StreamName) -> Vec<Upstream> {
+        self.shared
+            .table()
+            .streams
+            .get(name)
+            .map(Upstream::from)
+            .into_iter()
+            .collect()
+    }
+
+    fn streams(&self) -> Vec<StreamRecord> {
+        self.shared.table().streams.values().cloned().collect()
+    }
+
+    fn nodes(&self) -> Vec<NodeRecord> {
+        self.shared.table().nodes.values().cloned().collect()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    fn synced(&self) -> bool {
+        true
+    }
+
+    fn withdraw(&self) -> BoxFuture<'_, ()> {
+        async move { self.remove_own() }.boxed()
+    }
+}
