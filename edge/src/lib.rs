@@ -1,1 +1,12 @@
-//! Placeholder
+//! Headwater's edge: replicas of live streams, and the WebRTC shards that fan them out.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`config`] | settings |
+//! | [`registry`], [`replica`] | one replica per watched stream: started on demand, packetized once, lingering |
+//! | [`shard`] | one core's viewers: socket, maps, fan-out |
+
+pub mod config;
+pub mod registry;
+pub mod replica;
+pub mod shard;

@@ -1,0 +1,69 @@
+//! The edge's settings, `[edge]` in the configuration file.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// Settings of an edge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where HTTP listens: WHEP, the player and the API.
+    pub http: SocketAddr,
+    /// Where media (UDP) listens: shard i uses this port + i. Port 0 gives every shard a free port.
+    pub media: SocketAddr,
+    /// Addresses that viewers reach the media ports at; they go into the answers as candidates. Empty: the
+    /// addresses of the interfaces.
+    pub public_ip: Vec<IpAddr>,
+    /// Loopback addresses count as interface addresses when `public_ip` is empty.
+    pub loopback: bool,
+    /// Media threads (count), each with its own socket; 0: as many as the machine has cores.
+    pub shards: usize,
+    /// Where this edge's own gRPC listens, once edges feed edges; none: it doesn't.
+    pub grpc: Option<SocketAddr>,
+    /// Where other nodes reach that gRPC, `http://host:port`.
+    pub advertise: Option<String>,
+    /// Where viewers reach this edge's HTTP, `http(s)://host[:port]`, if it isn't where they asked.
+    pub public_url: Option<String>,
+    /// Viewers one shard takes (count); past it a join is refused with 503.
+    pub viewers_per_shard: usize,
+    /// Streams this edge replicates at a time (count).
+    pub streams_max: usize,
+    /// How long a replica without viewers stays subscribed (seconds).
+    pub linger_seconds: u64,
+    /// How long a join waits for a stream that may be live (milliseconds).
+    pub open_timeout_ms: u64,
+    /// How much media a shard keeps per track for retransmission and for viewers who join (seconds). Holds at
+    /// least the newest GOP, whatever it says, as long as `ring_bytes` allows.
+    pub ring_seconds: u64,
+    /// The same, in bytes.
+    pub ring_bytes: usize,
+    /// Send buffer asked of the kernel per media socket (bytes).
+    pub send_buffer_bytes: usize,
+    /// Receive buffer asked of the kernel per media socket (bytes).
+    pub receive_buffer_bytes: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        Self {
+            http: SocketAddr::new(any, 8080),
+            media: SocketAddr::new(any, 8700),
+            public_ip: Vec::new(),
+            loopback: false,
+            shards: 0,
+            grpc: None,
+            advertise: None,
+            public_url: None,
+            viewers_per_shard: 4000,
+            streams_max: 1000,
+            linger_seconds: 10,
+            open_timeout_ms: 3000,
+            ring_seconds: 4,
+            ring_bytes: 32 << 20,
+            send_buffer_bytes: 8 << 20,
+            receive_buffer_bytes: 4 << 20,
+        }
+    }
+}
