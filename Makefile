@@ -1,0 +1,57 @@
+# Everything a developer and the CI do. Recipes are plain commands: paste them if you like.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+export CARGO_TERM_PROGRESS_WHEN ?= auto
+# rustup puts its tools here, which a shell opened before `make deps` does not know.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+BROWSER_MODULES := tests/browser/node_modules/.package-lock.json
+
+.PHONY: help run demo build test lint fmt deps test-deps clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Install what is missing, build, start a whole cluster in one process with a demo stream
+	@deploy/dev/deps.sh run
+	cargo build --locked --bin headwater
+	@deploy/dev/run.sh
+
+demo: ## Push the demo stream to a server that runs already (RTMP_URL=rtmp://host/live/demo)
+	@deploy/dev/deps.sh run
+	@deploy/dev/demo.sh
+
+build: ## Build the binary
+	cargo build --locked --bin headwater
+
+test: test-deps lint $(BROWSER_MODULES) ## Lint, then run every test (installs what the tests need)
+	cargo test --locked --workspace --doc
+	@deploy/dev/test.sh
+
+lint: ## Formatting, clippy and documentation, all without a warning
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+	bash -n deploy/dev/*.sh .ci/run
+	node --check edge/player/index.js
+	node --check edge/player/player.js
+
+fmt: ## Format the code
+	cargo fmt --all
+
+deps: ## Install what building and running need
+	@deploy/dev/deps.sh run
+
+test-deps:
+	@deploy/dev/deps.sh test
+
+$(BROWSER_MODULES): tests/browser/package-lock.json
+	npm --prefix tests/browser ci --no-audit --no-fund
+
+clean: ## Remove what was built
+	cargo clean
+	rm -rf tests/browser/node_modules .run

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Runs every test: by nextest where it is installed, else by cargo's own runner, one cluster test at a time in both.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+if cargo nextest --version >/dev/null 2>&1; then
+    exec cargo nextest run --locked --workspace --no-fail-fast "$@"
+fi
+echo "cargo-nextest isn't installed: taking cargo test (cargo install --locked cargo-nextest gives limits per test)" >&2
+cargo test --locked --workspace --lib --bins --no-fail-fast "$@"
+# Cluster tests are whole sets of processes that want the machine to themselves.
+exec cargo test --locked --package headwater --test it --no-fail-fast "$@" -- --test-threads=1
