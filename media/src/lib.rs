@@ -9,12 +9,13 @@
 //! | [`time`], [`id`] | the 90 kHz timeline, wall-clock stamps, names and numbers |
 //! | [`unit`], [`track`] | access units, tracks and their configuration |
 //! | [`codec`] | parameter sets and NAL units, AudioSpecificConfig |
-//! | [`rtp`] | packet batches |
+//! | [`rtp`], [`rtx`] | packet batches, the packet ring, RTCP; retransmission |
 //! | [`sdp`] | the outcome of an offer |
 
 pub mod codec;
 pub mod id;
 pub mod rtp;
+pub mod rtx;
 pub mod sdp;
 pub mod time;
 pub mod track;

