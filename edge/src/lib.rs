@@ -3,10 +3,13 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`config`] | settings |
+//! | [`locate`], [`subscriber`] | where streams are to be had; the replication client |
 //! | [`registry`], [`replica`] | one replica per watched stream: started on demand, packetized once, lingering |
 //! | [`shard`] | one core's viewers: socket, maps, fan-out |
 
 pub mod config;
+pub mod locate;
 pub mod registry;
 pub mod replica;
 pub mod shard;
+pub mod subscriber;

@@ -11,6 +11,8 @@ use futures_util::future::BoxFuture;
 use headwater_media::id::{Epoch, NodeId, StreamName};
 use tokio::sync::watch;
 
+use crate::clock::Clock;
+
 use super::{Directory, Error, NodeRecord, StreamRecord, Upstream};
 
 /// One node's view of an in-process directory.
@@ -38,7 +40,12 @@ impl MemoryDirectory {
     /// A new, empty directory, seen by node `id`.
     pub fn new(id: NodeId) -> Self {
         let shared = Shared {
-            table: Mutex::default(),
+            table: Mutex::new(Table {
+                // Edges outlive an origin that keeps its directory in memory, and refuse epochs older than what they
+                // have: so a restarted process must give higher ones than the one before it.
+                epoch: Clock::system().wall().unix_micros(),
+                ..Table::default()
+            }),
             changes: watch::Sender::new(0),
         };
         Self {
