@@ -75,4 +75,6 @@ impl OriginConfig {
 pub struct Config {
     /// `[origin]`.
     pub origin: OriginConfig,
+    /// `[audio]`.
+    pub audio: crate::audio::Config,
 }

@@ -2,6 +2,7 @@
 //!
 //! | module | what it does |
 //! |---|---|
+//! | [`audio`] | AAC to Opus |
 //! | [`config`] | settings |
 //! | [`registry`] | name → stream; claims names, decides between publishers |
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use headwater_node::Node;
 use headwater_node::admin::Report;
 
+pub mod audio;
 pub mod config;
 pub mod registry;
 
