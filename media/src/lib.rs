@@ -9,11 +9,14 @@
 //! | [`time`], [`id`] | the 90 kHz timeline, wall-clock stamps, names and numbers |
 //! | [`unit`], [`track`] | access units, tracks and their configuration |
 //! | [`codec`] | parameter sets and NAL units, AudioSpecificConfig |
+//! | [`flv`], [`rtmp`] | tag bodies and files; the RTMP server side of a publisher's connection |
 //! | [`rtp`], [`rtx`] | packet batches, the packet ring, RTCP; retransmission |
 //! | [`sdp`] | the outcome of an offer |
 
 pub mod codec;
+pub mod flv;
 pub mod id;
+pub mod rtmp;
 pub mod rtp;
 pub mod rtx;
 pub mod sdp;

@@ -1,0 +1,1 @@
+//! FLV tag bodies to configurations and access units.
