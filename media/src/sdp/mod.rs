@@ -1,8 +1,26 @@
-//! The SDP that WHEP needs: read an offer, decide, write the answer (RFC 8829, RFC 9725 and the WHEP draft).
+//! The SDP that WHEP needs: read an offer, decide, write the answer (RFC 8829, RFC 8843, RFC 9725 and the WHEP draft).
 //!
-//! [`Negotiated`] is the outcome that the edge's transport works with.
+//! [`Offer::parse`] checks what a player sent, [`Offer::negotiate`] compares it with a stream, and
+//! [`Negotiation::answer`] writes what goes back. [`Negotiated`] is the part that the edge's transport works with.
+//! [`Fragment`] is the small body of a PATCH: trickled candidates or an ICE restart (RFC 8840).
+//!
+//! Text from the network is hostile: every count and length is bounded before and while it is parsed, and nothing here
+//! panics on any input (a test feeds tens of thousands of mutated offers).
 
 use std::net::SocketAddr;
+
+mod answer;
+mod fragment;
+mod h264;
+mod negotiate;
+mod offer;
+
+pub use fragment::{Fragment, FragmentError, IceCredentials};
+pub use negotiate::{Negotiation, Refusal};
+pub use offer::{Offer, OfferError};
+
+/// The longest offer that is parsed, in bytes. Chromium's offer for one audio and one video m-section has 8 kB.
+pub const OFFER_BYTES_MAX: usize = 64 * 1024;
 
 /// What offer and stream agreed on for one viewer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,9 +31,13 @@ pub struct Negotiated {
     pub remote_pwd: String,
     /// SHA-256 of the viewer's DTLS certificate.
     pub remote_fingerprint: [u8; 32],
+    /// The canonical name that both tracks share, in the answer's `a=ssrc` lines and in RTCP SDES (RFC 3550 section 6.5.1):
+    /// it is what makes a player synchronise them.
+    pub cname: String,
     /// The video m-section, unless rejected or not offered.
     pub video: Option<NegotiatedMedia>,
-    /// The audio m-section, unless rejected or not offered.
+    /// The audio m-section, unless rejected or not offered. It may be there before the stream has its Opus track, while
+    /// the origin is still making it.
     pub audio: Option<NegotiatedMedia>,
 }
 
@@ -32,7 +54,7 @@ pub struct NegotiatedMedia {
     pub ssrc: u32,
     /// The SSRC of its RTX; unused without `rtx_payload_type`.
     pub rtx_ssrc: u32,
-    /// `a=rtcp-fb … transport-cc` was offered.
+    /// `a=rtcp-fb … transport-cc` was offered, and the header extension that it needs.
     pub transport_cc: bool,
     /// `a=rtcp-fb … nack` was offered.
     pub nack: bool,
@@ -62,6 +84,6 @@ pub struct Local {
     pub pwd: String,
     /// SHA-256 of our DTLS certificate.
     pub fingerprint: [u8; 32],
-    /// Where the viewer's shard listens (UDP host candidates).
+    /// Where the viewer's shard listens (UDP host candidates), best first.
     pub candidates: Vec<SocketAddr>,
 }
