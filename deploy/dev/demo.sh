@@ -6,23 +6,22 @@ set -euo pipefail
 url=${RTMP_URL:-rtmp://127.0.0.1:${RTMP_PORT:-1935}/live/demo}
 
 video="smptehdbars=size=1280x720:rate=30"
-# A box that runs through once in four seconds, and a flash of two frames on the full second.
-filter="drawbox=x='mod(t,4)/4*(iw+160)-160':y=ih*0.86:w=160:h=10:color=white@0.9:t=fill"
-filter+=",drawbox=x=iw-96:y=32:w=64:h=64:color=white:t=fill:enable='lt(mod(t,1),0.067)'"
-if ffmpeg -hide_banner -filters 2>/dev/null | grep -q ' drawtext '; then
-    font=
-    for candidate in /usr/share/fonts/truetype/dejavu/DejaVuSansMono-Bold.ttf \
-        /usr/share/fonts/truetype/liberation/LiberationMono-Bold.ttf; do
-        [[ -r $candidate ]] && font=$candidate && break
-    done
-    [[ -z $font ]] && command -v fc-match >/dev/null && font=$(fc-match -f '%{file}' monospace:bold)
-    if [[ -r $font ]]; then
-        style="fontfile=$font:fontcolor=white:box=1:boxcolor=black@0.75"
-        filter+=",drawtext=$style:fontsize=72:boxborderw=24:x=(w-tw)/2:y=h*0.36:text='%{localtime\:%T}'"
-        filter+=",drawtext=$style:fontsize=30:boxborderw=12:x=(w-tw)/2:y=h*0.54:text='frame %{frame_num}  %{pts\:hms}'"
-    fi
+# A bar that runs through once in four seconds, and a flash of two frames on the full second.
+filter="color=white:size=160x12:rate=30[bar];[in][bar]overlay=x='mod(t,4)/4*(W+w)-w':y=H*0.88:shortest=1"
+filter+=",drawbox=x=iw-112:y=48:w=64:h=64:color=white:t=fill:enable='lt(mod(t,1),0.066)'"
+font=
+for candidate in /usr/share/fonts/truetype/dejavu/DejaVuSansMono-Bold.ttf \
+    /usr/share/fonts/truetype/liberation/LiberationMono-Bold.ttf; do
+    [[ -z $font && -r $candidate ]] && font=$candidate
+done
+[[ -z $font ]] && command -v fc-match >/dev/null && font=$(fc-match -f '%{file}' monospace:bold)
+filters=$(ffmpeg -hide_banner -filters 2>/dev/null)
+if [[ $filters == *" drawtext "* && -r $font ]]; then
+    style="fontfile=$font:fontcolor=white:box=1:boxcolor=black@0.75"
+    filter+=",drawtext=$style:fontsize=88:boxborderw=28:x=(w-tw)/2:y=h*0.3:text='%{localtime\:%T}'"
+    filter+=",drawtext=$style:fontsize=30:boxborderw=14:x=(w-tw)/2:y=h*0.5:text='frame %{frame_num}  %{pts\:hms}'"
 fi
-tone="0.04*sin(2*PI*440*t)+0.3*sin(2*PI*1000*t)*lt(mod(t\,1)\,0.067)"
+tone="0.04*sin(2*PI*440*t)+0.3*sin(2*PI*1000*t)*lt(mod(t\,1)\,0.066)"
 
 exec ffmpeg -hide_banner -nostdin -loglevel "${FFMPEG_LOGLEVEL:-error}" -re \
     -f lavfi -i "$video" \
