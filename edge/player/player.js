@@ -4,9 +4,10 @@
 // or the way to it is gone), problem (a reason that a person must read), forbidden, stopped (the page is hidden away).
 // `window.headwater` shows state and figures to tests and to the curious.
 
-const [app, stream] = location.pathname.replace(/^\/play\//, '').split('/').map(decodeURIComponent);
+const [app, stream] = location.pathname.replace(/^\/play\//, '').split('/');
 const name = `${app ?? ''}/${stream ?? ''}`;
-const endpoint = `/whep/${encodeURIComponent(app ?? '')}/${encodeURIComponent(stream ?? '')}`;
+// Names need no escaping (A-Z a-z 0-9 . _ ~ -), so the path is taken as it stands.
+const endpoint = `/whep/${name}`;
 // A token in the fragment never reaches a server log; the query is there for links that lose fragments.
 const token = new URLSearchParams(location.hash.slice(1)).get('token') ?? new URLSearchParams(location.search).get('token');
 
@@ -293,15 +294,17 @@ let lifetime = new AbortController();
 async function run() {
   const { signal } = lifetime;
   let attempt = 0;
+  let joined = null;
   show('connecting');
   while (!signal.aborted) {
     try {
       headwater.joins += 1;
-      session = await Session.join(signal);
+      joined = await Session.join(signal);
       if (signal.aborted) break;
+      session = joined;
       meter = new Meter();
       video.play().catch(() => render());
-      const played = await watch(signal);
+      const played = await watch(session, signal);
       // A session that never played counts as a failed attempt, or two broken ends would spin.
       attempt = played ? 0 : attempt + 1;
     } catch (error) {
@@ -318,16 +321,18 @@ async function run() {
       if (headwater.state !== 'connecting' || attempt > 1) show('reconnecting');
       attempt += 1;
     } finally {
-      if (headwater.state !== 'stopped') session?.close();
-      session = null;
+      // After a restart `session` may be the next run's already.
+      joined?.close();
+      if (session === joined) session = null;
+      joined = null;
     }
     await sleep(backoff(attempt), signal);
   }
 }
 
 /** Follows one session until it has to be left. Resolves to whether it ever played. */
-async function watch(signal) {
-  const { pc } = session;
+async function watch(joined, signal) {
+  const { pc } = joined;
   let [frames, packets, videoPackets, checks] = [0, 0, 0, 0];
   let [frameAt, packetAt, videoPacketAt, checkAt] = Array(4).fill(performance.now());
   const joinedAt = performance.now();
@@ -337,7 +342,7 @@ async function watch(signal) {
   while (!signal.aborted) {
     await sleep(TICK_MS, signal);
     if (signal.aborted) break;
-    const stats = await meter.read(session);
+    const stats = await meter.read(joined);
     const now = performance.now();
     if (stats.frames > frames) [frames, frameAt] = [stats.frames, now];
     if (stats.packets > packets) [packets, packetAt] = [stats.packets, now];
@@ -345,7 +350,7 @@ async function watch(signal) {
     if (stats.checks > checks) [checks, checkAt] = [stats.checks, now];
     headwater.stats = stats;
 
-    const moving = session.tracks.video ? frameAt > joinedAt && now - frameAt < SILENT_MS : packets > 0 && now - packetAt < SILENT_MS;
+    const moving = joined.tracks.video ? frameAt > joinedAt && now - frameAt < SILENT_MS : packets > 0 && now - packetAt < SILENT_MS;
     if (moving) {
       if (headwater.state !== 'live') show('live');
       stage.dataset.frames = 'yes';
@@ -363,17 +368,17 @@ async function watch(signal) {
     const silent = now - packetAt >= SILENT_MS;
     if (!silent) {
       // Packets come. A hidden tab decodes nothing in some browsers, and that is no fault.
-      const stuck = session.tracks.video && now - videoPacketAt < SILENT_MS && now - Math.max(frameAt, joinedAt) > STUCK_MS;
+      const stuck = joined.tracks.video && now - videoPacketAt < SILENT_MS && now - Math.max(frameAt, joinedAt) > STUCK_MS;
       if (stuck && !document.hidden) {
         show('reconnecting', 'The picture did not come back by itself.');
         return played;
       }
-      if (session.tracks.video && now - videoPacketAt >= SILENT_MS && played) show('held', 'Only sound arrives at the moment.');
+      if (joined.tracks.video && now - videoPacketAt >= SILENT_MS && played) show('held', 'Only sound arrives at the moment.');
       continue;
     }
     if (now < askAt) continue;
     // Silence has two causes that look alike from here: the publisher paused, or the edge is gone. Ask.
-    const known = await session.known(signal);
+    const known = await joined.known(signal);
     if (signal.aborted) break;
     if (known === false) {
       show('reconnecting');
