@@ -2,8 +2,13 @@
 
 pub mod actor;
 pub mod admin;
+pub mod auth;
+pub mod backoff;
 pub mod clock;
+pub mod config;
 pub mod directory;
+pub mod drain;
 pub mod node;
+pub mod telemetry;
 
 pub use node::Node;
