@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::http::{IceServer, limits};
+
 /// Settings of an edge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -42,6 +44,10 @@ pub struct Config {
     pub send_buffer_bytes: usize,
     /// Receive buffer asked of the kernel per media socket (bytes).
     pub receive_buffer_bytes: usize,
+    /// Limits of the HTTP side.
+    pub limits: limits::Config,
+    /// STUN and TURN servers that players are told of. This edge needs none.
+    pub ice_servers: Vec<IceServer>,
 }
 
 impl Default for Config {
@@ -64,6 +70,8 @@ impl Default for Config {
             ring_bytes: 32 << 20,
             send_buffer_bytes: 8 << 20,
             receive_buffer_bytes: 4 << 20,
+            limits: limits::Config::default(),
+            ice_servers: Vec::new(),
         }
     }
 }

@@ -1,0 +1,266 @@
+//! The edge's HTTP side: WHEP, the API of the index page, and the player.
+//!
+//! actix-web runs it on threads of its own. A request asks the registry for the stream and a shard to take the viewer in;
+//! both answer within a bounded time, and nothing here touches media. Refusals are made in [`error`] alone.
+
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServerHandle, Service as _, ServiceResponse};
+use actix_web::middleware::Compress;
+use actix_web::{App, Error, HttpRequest, HttpServer, ResponseError as _, web};
+use headwater_node::Node;
+use headwater_node::auth::Token;
+use metrics::counter;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::registry::Registry;
+use crate::sessions::Sessions;
+use crate::shard::Shards;
+
+mod api;
+mod assets;
+mod auth;
+mod body;
+mod cors;
+mod error;
+pub mod limits;
+mod whep;
+
+use error::Problem;
+
+/// A STUN or TURN server that players are told of (RFC 9725 section 4.6), `[[edge.ice_servers]]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IceServer {
+    /// `stun:host:port` or `turn:host:port?transport=udp`.
+    pub url: String,
+    /// The user of a TURN server.
+    pub username: Option<String>,
+    /// Their password.
+    pub credential: Option<String>,
+}
+
+/// What requests work with.
+#[derive(Debug)]
+pub struct EdgeState {
+    node: Node,
+    registry: Registry,
+    shards: Shards,
+    sessions: Arc<Sessions>,
+    config: Config,
+    play_token: Option<Token>,
+    limiter: Mutex<limits::Limiter>,
+    live: api::Live,
+}
+
+impl EdgeState {
+    /// With everything that the edge has started.
+    pub fn new(
+        node: Node,
+        registry: Registry,
+        shards: Shards,
+        sessions: Arc<Sessions>,
+        config: Config,
+        play_token: Option<Token>,
+    ) -> Self {
+        let limiter = Mutex::new(limits::Limiter::new(&config.limits));
+        Self {
+            node,
+            registry,
+            shards,
+            sessions,
+            config,
+            play_token,
+            limiter,
+            live: api::Live::default(),
+        }
+    }
+
+    /// The edge takes nobody new.
+    fn draining(&self) -> bool {
+        self.node.shutdown.is_cancelled()
+    }
+
+    /// Takes a token of the caller's address.
+    fn admit(&self, request: &HttpRequest) -> Result<(), Problem> {
+        let Some(address) = peer(request) else {
+            return Ok(());
+        };
+        let now = self.node.clock.now();
+        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        if limiter.handle_request(now, address) {
+            Ok(())
+        } else {
+            Err(Problem::too_many_requests())
+        }
+    }
+}
+
+/// The running server. Dropping it leaves it running; [`Http::stop`] ends it.
+#[derive(Debug)]
+pub struct Http {
+    address: SocketAddr,
+    handle: ServerHandle,
+}
+
+impl Http {
+    /// Where it listens.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops: requests that are being served get a moment to finish.
+    pub async fn stop(self) {
+        self.handle.stop(true).await;
+    }
+}
+
+/// Starts the server on `config.http`. To be called on a thread that has an actix system.
+///
+/// # Errors
+/// If the address can't be bound.
+pub fn serve(state: Arc<EdgeState>) -> std::io::Result<Http> {
+    let listen = state.config.http;
+    let limits = state.config.limits.clone();
+    let workers = match limits.workers {
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(2)),
+        workers => workers,
+    };
+    let keep_alive = Duration::from_secs(limits.keep_alive_seconds.max(1));
+    let data = web::Data::from(state);
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(data.clone())
+            // Outermost, so that it sees every answer, errors of extractors included.
+            .wrap_fn(|request, service| {
+                let answer = service.call(request);
+                observe(answer)
+            })
+            .wrap(Compress::default())
+            .configure(routes)
+    })
+    .workers(workers)
+    .max_connections(limits.connections_per_worker.max(1))
+    .client_request_timeout(Duration::from_millis(limits.request_timeout_ms.max(1)))
+    .client_disconnect_timeout(Duration::from_secs(1))
+    .keep_alive(keep_alive)
+    .shutdown_timeout(2)
+    // The process has one place that handles signals.
+    .disable_signals()
+    .bind(listen)?;
+    let address = server.addrs().first().copied().unwrap_or(listen);
+    let server = server.run();
+    let handle = server.handle();
+    actix_rt::spawn(async move {
+        if let Err(error) = server.await {
+            tracing::error!(%error, "the HTTP server ended");
+        }
+    });
+    Ok(Http { address, handle })
+}
+
+fn routes(config: &mut web::ServiceConfig) {
+    config
+        .service(
+            web::resource("/whep/{app}/{stream}")
+                .name("whep")
+                .route(web::post().to(whep::post))
+                .route(web::get().to(whep::get))
+                .route(web::head().to(whep::head))
+                .route(web::method(actix_web::http::Method::OPTIONS).to(whep::options))
+                .default_service(web::to(|| async {
+                    Problem::method(whep::ENDPOINT_METHODS).error_response()
+                })),
+        )
+        .service(
+            web::resource("/whep/{app}/{stream}/{session}")
+                .name("whep_session")
+                .route(web::patch().to(whep::patch))
+                .route(web::delete().to(whep::delete))
+                .route(web::get().to(whep::get_session))
+                .route(web::head().to(whep::get_session))
+                .route(web::method(actix_web::http::Method::OPTIONS).to(whep::options_session))
+                .default_service(web::to(|| async {
+                    Problem::method(whep::SESSION_METHODS).error_response()
+                })),
+        )
+        .service(
+            web::resource("/api/v1/streams")
+                .name("streams")
+                .route(web::get().to(api::streams))
+                .route(web::head().to(api::streams))
+                .route(web::method(actix_web::http::Method::OPTIONS).to(api::options))
+                .default_service(web::to(|| async {
+                    Problem::method(api::METHODS).error_response()
+                })),
+        )
+        .service(
+            page("/", "index")
+                .route(web::get().to(assets::index))
+                .route(web::head().to(assets::index)),
+        )
+        .service(
+            page("/play/{app}/{stream}", "play")
+                .route(web::get().to(assets::play))
+                .route(web::head().to(assets::play)),
+        )
+        .service(
+            page("/assets/{name}", "assets")
+                .route(web::get().to(assets::asset))
+                .route(web::head().to(assets::asset)),
+        )
+        .default_service(web::to(|| async {
+            Problem::not_found("there is nothing at this path").error_response()
+        }));
+}
+
+fn page(path: &'static str, name: &'static str) -> actix_web::Resource {
+    web::resource(path)
+        .name(name)
+        .default_service(web::to(|| async {
+            Problem::method("GET, HEAD").error_response()
+        }))
+}
+
+/// Counts an answer and makes it readable from other origins.
+async fn observe<B: MessageBody>(
+    answer: impl Future<Output = Result<ServiceResponse<B>, Error>>,
+) -> Result<ServiceResponse<B>, Error> {
+    let mut answer = answer.await?;
+    cors::expose(answer.headers_mut());
+    let route = answer
+        .request()
+        .match_name()
+        .map_or("other", |name| match name {
+            "whep" => "whep",
+            "whep_session" => "whep_session",
+            "streams" => "streams",
+            "index" => "index",
+            "play" => "play",
+            "assets" => "assets",
+            _ => "other",
+        });
+    let status = match answer.status().as_u16() {
+        100..=299 => "2xx",
+        300..=399 => "3xx",
+        400..=499 => "4xx",
+        _ => "5xx",
+    };
+    counter!("headwater_edge_http_requests_total", "route" => route, "status" => status)
+        .increment(1);
+    Ok(answer)
+}
+
+fn peer(request: &HttpRequest) -> Option<IpAddr> {
+    request.peer_addr().map(|address| address.ip())
+}
+
+/// Time since `start`, in milliseconds with a fraction, for logs.
+fn millis(start: Instant, end: Instant) -> f64 {
+    end.saturating_duration_since(start).as_secs_f64() * 1000.0
+}

@@ -1,0 +1,242 @@
+//! WHEP sessions: which session URL is which viewer, until the viewer ends.
+//!
+//! HTTP workers insert and look up, shards report ends, the API reads; all under one short lock. The table holds nothing
+//! that needs a clean-up of its own: a session lives exactly as long as its viewer, and the shard expires viewers that
+//! never connect or fall silent. It is bounded by what the shards admit.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use headwater_media::id::StreamName;
+use headwater_media::sdp::IceCredentials;
+use headwater_node::clock::Clock;
+use metrics::{counter, gauge};
+use rand::RngCore;
+use serde_json::json;
+
+use crate::shard::{Counters, EndReason, ShardHandle, ViewerId, ViewerState};
+
+/// The part of a session URL that nobody can guess: 128 bits of a CSPRNG in hex. It is a capability, so it stays out of logs.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct SessionId(Arc<str>);
+
+impl SessionId {
+    /// A new one.
+    pub fn random() -> Self {
+        let mut bytes = [0; 16];
+        rand::rng().fill_bytes(&mut bytes);
+        Self(hex(&bytes).into())
+    }
+
+    /// As it stands in the URL.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SessionId(…)")
+    }
+}
+
+/// One viewer's WHEP session.
+#[derive(Debug)]
+pub struct Session {
+    /// Its URL's last part.
+    pub id: SessionId,
+    /// The viewer.
+    pub viewer: ViewerId,
+    /// What it watches.
+    pub stream: StreamName,
+    /// The shard it lives on.
+    pub shard: ShardHandle,
+    /// What its shard counts.
+    pub counters: Arc<Counters>,
+    /// Where the offer came from.
+    pub peer: Option<IpAddr>,
+    /// When the offer came.
+    pub since: Instant,
+    /// mids of the answer with their media types, the tagged one first: what a restart's answer repeats.
+    pub mids: Vec<(&'static str, String)>,
+    /// The running ICE session. Held across a restart, so that overlapping ones come one after the other.
+    pub ice: tokio::sync::Mutex<IceSession>,
+}
+
+/// What identifies a running ICE session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IceSession {
+    /// Its entity tag: strong, with its quotes (RFC 9725 section 4.3.1).
+    pub etag: String,
+    /// The viewer's credentials.
+    pub remote: IceCredentials,
+}
+
+impl IceSession {
+    /// With a new entity tag.
+    pub fn new(remote: IceCredentials) -> Self {
+        let mut bytes = [0; 8];
+        rand::rng().fill_bytes(&mut bytes);
+        Self {
+            etag: format!("\"{}\"", hex(&bytes)),
+            remote,
+        }
+    }
+}
+
+/// All sessions of an edge.
+#[derive(Debug)]
+pub struct Sessions {
+    clock: Clock,
+    table: Mutex<Table>,
+    next_viewer: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    sessions: HashMap<SessionId, Arc<Session>>,
+    viewers: HashMap<ViewerId, SessionId>,
+}
+
+impl Sessions {
+    /// An empty table.
+    pub fn new(clock: Clock) -> Self {
+        Self {
+            clock,
+            table: Mutex::default(),
+            next_viewer: AtomicU64::new(1),
+        }
+    }
+
+    /// A number for the next viewer of this process.
+    pub fn next_viewer(&self) -> ViewerId {
+        ViewerId(self.next_viewer.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Adds a session.
+    pub fn insert(&self, session: Arc<Session>) {
+        let mut table = self.table();
+        table.viewers.insert(session.viewer, session.id.clone());
+        table.sessions.insert(session.id.clone(), session);
+        publish(&table);
+    }
+
+    /// The session with this id, if it belongs to `stream`.
+    pub fn get(&self, stream: &StreamName, id: &str) -> Option<Arc<Session>> {
+        let id = SessionId(id.into());
+        let table = self.table();
+        let session = table.sessions.get(&id)?;
+        (session.stream == *stream).then(|| Arc::clone(session))
+    }
+
+    /// Forgets a viewer's session; false if it had none (any more). Shards call this when a viewer ends, whatever ended it;
+    /// HTTP calls it when the viewer asks to leave, so that a second DELETE finds nothing.
+    pub fn ended(&self, viewer: ViewerId, reason: EndReason) -> bool {
+        let mut table = self.table();
+        let Some(id) = table.viewers.remove(&viewer) else {
+            return false;
+        };
+        table.sessions.remove(&id);
+        publish(&table);
+        drop(table);
+        counter!("headwater_edge_session_ends_total", "reason" => reason.as_str()).increment(1);
+        true
+    }
+
+    /// Forgets a session that never came to be: its viewer was refused.
+    pub fn withdraw(&self, viewer: ViewerId) -> bool {
+        let mut table = self.table();
+        let Some(id) = table.viewers.remove(&viewer) else {
+            return false;
+        };
+        table.sessions.remove(&id);
+        publish(&table);
+        true
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.table().sessions.len()
+    }
+
+    /// There are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Viewers per stream.
+    pub fn by_stream(&self) -> HashMap<StreamName, usize> {
+        let mut viewers = HashMap::new();
+        for session in self.table().sessions.values() {
+            *viewers.entry(session.stream.clone()).or_default() += 1;
+        }
+        viewers
+    }
+
+    /// All sessions as API records, by viewer number. Nothing in them opens a session URL.
+    pub fn records(&self) -> Vec<serde_json::Value> {
+        let now = self.clock.now();
+        let mut sessions: Vec<_> = self.table().sessions.values().cloned().collect();
+        sessions.sort_by_key(|session| session.viewer);
+        sessions.iter().map(|session| session.record(now)).collect()
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Every change leaves the two maps consistent, so a panic of another holder has broken nothing.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Session {
+    fn record(&self, now: Instant) -> serde_json::Value {
+        let counters = &self.counters;
+        let read = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        let rtt = counters.rtt_micros.load(Ordering::Relaxed);
+        let age = now.saturating_duration_since(self.since);
+        json!({
+            "id": self.viewer.0,
+            "stream": self.stream.as_str(),
+            "peer": self.peer.map(|ip| ip.to_string()),
+            "age_seconds": age.as_secs(),
+            "state": state(counters.state.load(Ordering::Relaxed)),
+            "packets": read(&counters.packets),
+            "bytes": read(&counters.bytes),
+            "nacks": read(&counters.nacks),
+            "resent": read(&counters.resent),
+            "plis": read(&counters.plis),
+            "rtt_ms": u64::try_from(rtt).ok().map(|micros| micros / 1000),
+            "loss_permille": read(&counters.loss_permille),
+            "receive_bits_per_second": read(&counters.receive_rate),
+        })
+    }
+}
+
+const fn state(state: u8) -> &'static str {
+    const NEW: u8 = ViewerState::New as u8;
+    const HANDSHAKING: u8 = ViewerState::Handshaking as u8;
+    const CONNECTED: u8 = ViewerState::Connected as u8;
+    match state {
+        NEW => "new",
+        HANDSHAKING => "handshaking",
+        CONNECTED => "connected",
+        _ => "ended",
+    }
+}
+
+fn publish(table: &Table) {
+    let sessions = u32::try_from(table.sessions.len()).unwrap_or(u32::MAX);
+    gauge!("headwater_edge_sessions").set(f64::from(sessions));
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        // Writing to a string can't fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
