@@ -5,7 +5,9 @@
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
-use bytes::{BufMut, Bytes, BytesMut};
+use std::ops::Range;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use super::Error;
@@ -61,7 +63,7 @@ pub struct Normalized {
 ///
 /// # Errors
 /// If the length prefixes don't add up, `length_size` is not 1 to 4, or there are absurdly many NAL units.
-pub fn normalize(payload: Bytes, length_size: u8) -> Result<Normalized, Error> {
+pub fn normalize(mut payload: Bytes, length_size: u8) -> Result<Normalized, Error> {
     let mut found = Normalized {
         payload: Bytes::new(),
         keyframe: false,
@@ -71,7 +73,7 @@ pub fn normalize(payload: Bytes, length_size: u8) -> Result<Normalized, Error> {
         pps: SmallVec::new(),
     };
     // The kept units with 4-byte prefixes as one range of `payload`, as long as that is possible.
-    let mut kept: Option<std::ops::Range<usize>> = None;
+    let mut kept: Option<Range<usize>> = None;
     let mut in_one_piece = true;
     let mut kept_bytes = 0_usize;
     let (mut slices, mut references) = (false, false);
@@ -115,7 +117,11 @@ pub fn normalize(payload: Bytes, length_size: u8) -> Result<Normalized, Error> {
 
     found.payload = match kept {
         None => Bytes::new(),
-        Some(range) if in_one_piece && length_size == 4 => payload.slice(range),
+        Some(range) if in_one_piece && length_size == 4 => {
+            payload.truncate(range.end);
+            payload.advance(range.start);
+            payload
+        }
         Some(_) => rebuild(&payload, length_size, kept_bytes)?,
     };
     Ok(found)
@@ -180,6 +186,9 @@ fn sei_number(r: &mut BitReader<'_>) -> Result<u32, OutOfBits> {
     }
 }
 
+/// A NAL unit, and where it lies in its payload, prefix included.
+type Placed<'a> = (Range<usize>, &'a [u8]);
+
 /// Walks NAL units behind length prefixes of any size.
 struct Prefixed<'a> {
     payload: &'a [u8],
@@ -199,8 +208,7 @@ impl<'a> Prefixed<'a> {
         })
     }
 
-    /// The next one, and its range in the payload, prefix included.
-    fn next_nal(&mut self) -> Result<Option<(std::ops::Range<usize>, &'a [u8])>, Error> {
+    fn next_nal(&mut self) -> Result<Option<Placed<'a>>, Error> {
         let rest = self.payload.get(self.at..).unwrap_or_default();
         if rest.is_empty() {
             return Ok(None);
