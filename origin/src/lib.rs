@@ -5,6 +5,7 @@
 //! | [`audio`] | AAC to Opus |
 //! | [`config`] | settings |
 //! | [`registry`] | name → stream; claims names, decides between publishers |
+//! | [`rtmp`] | RTMP ingest: listener, limits, sessions |
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use headwater_node::admin::Report;
 pub mod audio;
 pub mod config;
 pub mod registry;
+pub mod rtmp;
 
 pub use config::Config;
 
