@@ -16,3 +16,4 @@ pub mod replica;
 pub mod sessions;
 pub mod shard;
 pub mod subscriber;
+mod transport;
