@@ -15,6 +15,7 @@
 
 pub mod codec;
 pub mod flv;
+pub mod ice;
 pub mod id;
 pub mod rtmp;
 pub mod rtp;

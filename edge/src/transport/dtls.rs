@@ -1,1 +1,831 @@
-//! dtls
+//! A viewer's DTLS association: we are the passive side, `rtc-dtls` does the handshake.
+//!
+//! One `Endpoint` per viewer, keyed by a constant address, so that a viewer may change its address in the middle of anything.
+//! It is made when the first ClientHello is complete, because a DTLS server takes the peer's order of SRTP profiles and
+//! we prefer GCM: the ClientHello's `use_srtp` says which of two configurations to use.
+//!
+//! Retransmission is ours: `rtc-dtls` 0.21 disarms its timer when the peer repeats a flight and then never answers, so the loss of
+//! our certificate's datagram would end in silence. The last flight is kept and sent again as it was; what the peer had of it
+//! already, its replay window drops.
+//!
+//! What a viewer sends here is bounded: `rtc-dtls` keeps future records and fragments without a useful limit and joins fragments
+//! recursively, so only [`HANDSHAKE_BYTES_MAX`] bytes ever reach it before the handshake is complete, in fragments that are not
+//! absurdly small, and [`CONNECTED_BYTES_MAX`] afterwards.
+
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use ring::digest;
+use rtc_crypto::{RTCCrypto, RTCCryptoProvider};
+use rtc_dtls::config::{ClientAuthType, ConfigBuilder, ExtendedMasterSecretType, HandshakeConfig};
+use rtc_dtls::crypto::Certificate;
+use rtc_dtls::endpoint::{Endpoint, EndpointEvent};
+use rtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
+use rtc_shared::TransportProtocol;
+
+use crate::transport::srtp::{self, Profile};
+
+/// Bytes of datagrams a viewer may send until its handshake is complete. Chromium's take about 4 kB, retransmissions
+/// included maybe 20.
+const HANDSHAKE_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes of datagrams a viewer may send afterwards: repeats of its last flight, and a close_notify.
+const CONNECTED_BYTES_MAX: usize = 32 << 10;
+
+/// A handshake message's fragment that isn't its last has at least this many bytes.
+const FRAGMENT_BYTES_MIN: usize = 64;
+
+/// How long our flight may stay unanswered before it is sent again; doubles each time. RFC 6347 section 4.2.4.1 has 1 s, but expects
+/// real-time uses to go lower.
+const RESEND_AFTER: Duration = Duration::from_millis(250);
+
+/// Times a flight is sent again (count): 250 ms, 500 ms, … make 15 s until the last is given up.
+const RESENDS_MAX: u32 = 5;
+
+/// Longer than any handshake: keeps `rtc-dtls` from retransmitting too.
+const THEIR_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// Longest ClientHello we reassemble to look at (bytes). Post-quantum key shares make Chromium's 1413.
+const HELLO_BYTES_MAX: usize = 8 << 10;
+
+/// The address `Endpoint` knows every viewer by.
+const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
+
+/// Why an association can't be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The certificate or a configuration can't be made.
+    #[error("the DTLS identity can't be made: {0}")]
+    Identity(String),
+    /// The viewer offers no SRTP profile we have.
+    #[error("no SRTP profile in common")]
+    NoProfile,
+    /// More bytes than a handshake needs.
+    #[error("too many handshake bytes")]
+    TooMuch,
+    /// The certificate is not the one that the offer named.
+    #[error("the certificate is not the offer's")]
+    WrongCertificate,
+    /// `rtc-dtls` gave up.
+    #[error("the handshake failed: {0}")]
+    Handshake(String),
+    /// The exported keys don't make SRTP sessions.
+    #[error(transparent)]
+    Srtp(#[from] srtp::Error),
+}
+
+/// This process's certificate, and the configurations made with it. Shared by all shards.
+pub(crate) struct Identity {
+    provider: Arc<dyn RTCCryptoProvider>,
+    gcm: Arc<HandshakeConfig>,
+    counter_mode: Arc<HandshakeConfig>,
+    fingerprint: [u8; 32],
+}
+
+impl std::fmt::Debug for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Identity").finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// Makes a self-signed ECDSA P-256 certificate.
+    ///
+    /// # Errors
+    /// If that fails, which a working system doesn't do.
+    pub(crate) fn generate() -> Result<Self, Error> {
+        let provider = rtc_crypto::default_provider().map_err(identity_error)?;
+        let certificate =
+            Certificate::generate_self_signed(["headwater".to_owned()], provider.crypto())
+                .map_err(identity_error)?;
+        let der = certificate
+            .certificate
+            .first()
+            .ok_or_else(|| Error::Identity("no certificate came out".to_owned()))?;
+        let fingerprint = sha256(der);
+        let config = |profile| {
+            ConfigBuilder::default()
+                .with_crypto_provider(provider.clone())
+                .with_certificates(vec![certificate.clone()])
+                .with_srtp_protection_profiles(vec![profile])
+                // Viewers' certificates are self-signed; the fingerprint of the offer is what counts.
+                .with_client_auth(ClientAuthType::RequireAnyClientCert)
+                .with_insecure_skip_verify(true)
+                .with_flight_interval(THEIR_INTERVAL)
+                .with_extended_master_secret(ExtendedMasterSecretType::Require)
+                .build(false, None)
+                .map(Arc::new)
+                .map_err(identity_error)
+        };
+        let gcm = config(SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm)?;
+        let counter_mode = config(SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80)?;
+        Ok(Self {
+            gcm,
+            counter_mode,
+            fingerprint,
+            provider,
+        })
+    }
+
+    /// SHA-256 of the certificate.
+    pub(crate) const fn fingerprint(&self) -> [u8; 32] {
+        self.fingerprint
+    }
+
+    /// The process's cryptography.
+    pub(crate) fn crypto(&self) -> &dyn RTCCrypto {
+        self.provider.crypto()
+    }
+}
+
+fn identity_error(error: impl std::fmt::Display) -> Error {
+    Error::Identity(error.to_string())
+}
+
+fn sha256(der: &[u8]) -> [u8; 32] {
+    let digest = digest::digest(&digest::SHA256, der);
+    let mut out = [0; 32];
+    out.copy_from_slice(digest.as_ref());
+    out
+}
+
+/// What a datagram led to.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The handshake is complete, the certificate is the offer's.
+    Connected(Box<srtp::Session>),
+    /// The viewer closed the association.
+    Closed,
+}
+
+/// One viewer's association.
+pub(crate) struct Association {
+    phase: Phase,
+    /// Bytes received in this phase.
+    received_bytes: usize,
+    expected_fingerprint: [u8; 32],
+    transmits: VecDeque<BytesMut>,
+    flight: Flight,
+}
+
+/// What we last sent in the handshake, for as long as it is unanswered.
+#[derive(Default)]
+struct Flight {
+    datagrams: Vec<BytesMut>,
+    resend_at: Option<Instant>,
+    resends: u32,
+}
+
+enum Phase {
+    /// The ClientHello isn't whole yet.
+    Hello(Box<Hello>),
+    Handshake(Box<Endpoint>, Profile),
+    Connected(Box<Endpoint>),
+    Over,
+}
+
+impl std::fmt::Debug for Association {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let phase = match self.phase {
+            Phase::Hello(_) => "hello",
+            Phase::Handshake(..) => "handshake",
+            Phase::Connected(_) => "connected",
+            Phase::Over => "over",
+        };
+        f.debug_struct("Association")
+            .field("phase", &phase)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Association {
+    /// For a viewer whose offer named the certificate with this SHA-256.
+    pub(crate) fn new(expected_fingerprint: [u8; 32]) -> Self {
+        Self {
+            phase: Phase::Hello(Box::default()),
+            received_bytes: 0,
+            expected_fingerprint,
+            transmits: VecDeque::new(),
+            flight: Flight::default(),
+        }
+    }
+
+    /// A datagram from an address that passed a STUN check. Afterwards take what [`Self::poll_transmit`] has.
+    ///
+    /// # Errors
+    /// If the association can't be: end the viewer, after sending what there is to send (an alert).
+    pub(crate) fn handle_datagram(
+        &mut self,
+        now: Instant,
+        identity: &Identity,
+        datagram: &[u8],
+    ) -> Result<Option<Event>, Error> {
+        self.received_bytes += datagram.len();
+        let connected = matches!(self.phase, Phase::Connected(_));
+        if connected && self.received_bytes > CONNECTED_BYTES_MAX {
+            // Whoever sends this has had its handshake; media goes on, only DTLS is over for it.
+            return Ok(None);
+        }
+        if self.received_bytes > HANDSHAKE_BYTES_MAX {
+            return Err(Error::TooMuch);
+        }
+        if !fragments_are_sane(datagram) {
+            return Ok(None);
+        }
+        match &mut self.phase {
+            Phase::Hello(hello) => {
+                let Some(profiles) = hello.push(datagram) else {
+                    return Ok(None);
+                };
+                let (config, profile) = if profiles.contains(&GCM) {
+                    (&identity.gcm, Profile::AeadAes128Gcm)
+                } else if profiles.contains(&COUNTER_MODE) {
+                    (&identity.counter_mode, Profile::Aes128CmSha1_80)
+                } else {
+                    return Err(Error::NoProfile);
+                };
+                let held = std::mem::take(&mut hello.held);
+                let endpoint = Endpoint::new(PEER, TransportProtocol::UDP, Some(config.clone()));
+                self.phase = Phase::Handshake(Box::new(endpoint), profile);
+                for datagram in held {
+                    self.read(now, &datagram)?;
+                }
+                Ok(None)
+            }
+            Phase::Handshake(..) | Phase::Connected(_) => self.read(now, datagram),
+            Phase::Over => Ok(None),
+        }
+    }
+
+    /// When [`Self::handle_timeout`] is due.
+    pub(crate) const fn poll_timeout(&self) -> Option<Instant> {
+        self.flight.resend_at
+    }
+
+    /// Sends a flight again that got no answer.
+    ///
+    /// # Errors
+    /// If it was sent often enough: end the viewer.
+    pub(crate) fn handle_timeout(&mut self, now: Instant) -> Result<(), Error> {
+        let flight = &mut self.flight;
+        if flight.resend_at.is_none_or(|at| now < at) {
+            return Ok(());
+        }
+        if flight.resends >= RESENDS_MAX {
+            flight.resend_at = None;
+            return Err(Error::Handshake("no answer".to_owned()));
+        }
+        flight.resends += 1;
+        flight.resend_at = Some(now + RESEND_AFTER * 2_u32.pow(flight.resends));
+        self.transmits.extend(flight.datagrams.iter().cloned());
+        Ok(())
+    }
+
+    /// The next datagram to send.
+    pub(crate) fn poll_transmit(&mut self) -> Option<BytesMut> {
+        self.transmits.pop_front()
+    }
+
+    /// Ends it: a close_notify is to be sent, if there is someone to understand it.
+    pub(crate) fn close(&mut self, now: Instant) {
+        if let Phase::Connected(endpoint) = &mut self.phase {
+            endpoint.stop(now, PEER);
+            self.collect(now);
+        }
+        self.flight = Flight::default();
+        self.phase = Phase::Over;
+    }
+
+    /// Takes what the endpoint wants sent. In the handshake it is a new flight, which answers for the one before.
+    fn collect(&mut self, now: Instant) {
+        let (Phase::Handshake(endpoint, _) | Phase::Connected(endpoint)) = &mut self.phase else {
+            return;
+        };
+        let before = self.transmits.len();
+        while let Some(transmit) = endpoint.poll_transmit() {
+            self.transmits.push_back(transmit.message);
+        }
+        if matches!(self.phase, Phase::Handshake(..)) && self.transmits.len() > before {
+            self.flight = Flight {
+                datagrams: self.transmits.range(before..).cloned().collect(),
+                resend_at: Some(now + RESEND_AFTER),
+                resends: 0,
+            };
+        }
+    }
+
+    fn read(&mut self, now: Instant, datagram: &[u8]) -> Result<Option<Event>, Error> {
+        let (Phase::Handshake(endpoint, _) | Phase::Connected(endpoint)) = &mut self.phase else {
+            return Ok(None);
+        };
+        // A parser that isn't ours, fed by the network: should it ever panic, that must cost one viewer, not a shard.
+        // The endpoint is not used again then.
+        let events = catch_unwind(AssertUnwindSafe(|| {
+            endpoint.read(now, PEER, None, BytesMut::from(datagram))
+        }));
+        let Ok(events) = events else {
+            self.phase = Phase::Over;
+            return Err(Error::Handshake("the DTLS parser panicked".to_owned()));
+        };
+        self.collect(now);
+        let events = match (events, &self.phase) {
+            (Ok(events), _) => events,
+            // After the handshake a bad record is somebody's noise (RFC 6347 section 4.1.2.7).
+            (Err(_), Phase::Connected(_)) => return Ok(None),
+            (Err(error), _) => return Err(Error::Handshake(error.to_string())),
+        };
+        for event in events {
+            match event {
+                EndpointEvent::HandshakeComplete => return self.connected().map(Some),
+                EndpointEvent::PeerClosed => {
+                    self.phase = Phase::Over;
+                    return Ok(Some(Event::Closed));
+                }
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    fn connected(&mut self) -> Result<Event, Error> {
+        let Phase::Handshake(endpoint, profile) = std::mem::replace(&mut self.phase, Phase::Over)
+        else {
+            return Err(Error::Handshake("completed twice".to_owned()));
+        };
+        let state = endpoint
+            .get_connection_state(PEER)
+            .ok_or_else(|| Error::Handshake("the connection is gone".to_owned()))?;
+        let certificate = state.peer_certificates.first().map(|der| sha256(der));
+        if certificate != Some(self.expected_fingerprint) {
+            return Err(Error::WrongCertificate);
+        }
+        let material = state
+            .export_keying_material(srtp::EXPORTER_LABEL, &[], profile.keying_bytes())
+            .map_err(|error| Error::Handshake(error.to_string()))?;
+        let session = srtp::Session::of_server(profile, material.as_ref())?;
+        self.phase = Phase::Connected(endpoint);
+        self.flight = Flight::default();
+        self.received_bytes = 0;
+        Ok(Event::Connected(Box::new(session)))
+    }
+}
+
+/// Numbers of the profiles in `use_srtp` (RFC 5764 section 4.1.2, RFC 7714 section 14.2).
+const COUNTER_MODE: u16 = 0x0001;
+const GCM: u16 = 0x0007;
+
+const RECORD_HEADER_BYTES: usize = 13;
+const MESSAGE_HEADER_BYTES: usize = 12;
+const CONTENT_HANDSHAKE: u8 = 22;
+
+/// The records of a datagram: content type, epoch, content. Ends at the first that is cut off.
+fn records(mut datagram: &[u8]) -> impl Iterator<Item = (u8, u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let (header, rest) = datagram.split_first_chunk::<RECORD_HEADER_BYTES>()?;
+        let length = usize::from(u16::from_be_bytes([header[11], header[12]]));
+        let (content, rest) = rest.split_at_checked(length)?;
+        datagram = rest;
+        Some((
+            header[0],
+            u16::from_be_bytes([header[3], header[4]]),
+            content,
+        ))
+    })
+}
+
+/// A fragment of a plaintext handshake message.
+struct Fragment<'a> {
+    message_type: u8,
+    length: usize,
+    sequence: u16,
+    offset: usize,
+    data: &'a [u8],
+}
+
+/// The fragments in a handshake record.
+fn fragments(mut content: &[u8]) -> impl Iterator<Item = Fragment<'_>> {
+    let u24 = |b: &[u8]| usize::from(b[0]) << 16 | usize::from(b[1]) << 8 | usize::from(b[2]);
+    std::iter::from_fn(move || {
+        let (header, rest) = content.split_first_chunk::<MESSAGE_HEADER_BYTES>()?;
+        let (data, rest) = rest.split_at_checked(u24(&header[9..12]))?;
+        content = rest;
+        Some(Fragment {
+            message_type: header[0],
+            length: u24(&header[1..4]),
+            sequence: u16::from_be_bytes([header[4], header[5]]),
+            offset: u24(&header[6..9]),
+            data,
+        })
+    })
+}
+
+/// No plaintext handshake fragment is so small that it can only be meant to hurt. Empty messages are fine.
+fn fragments_are_sane(datagram: &[u8]) -> bool {
+    records(datagram)
+        .filter(|(content_type, epoch, _)| *content_type == CONTENT_HANDSHAKE && *epoch == 0)
+        .all(|(_, _, content)| {
+            fragments(content).all(|fragment| {
+                fragment.offset + fragment.data.len() >= fragment.length
+                    || fragment.data.len() >= FRAGMENT_BYTES_MIN
+            })
+        })
+}
+
+/// The first ClientHello while it arrives.
+#[derive(Default)]
+struct Hello {
+    message: Vec<u8>,
+    covered: Vec<bool>,
+    /// The datagrams it came in, for the endpoint.
+    held: Vec<BytesMut>,
+}
+
+impl Hello {
+    /// Takes a datagram; yields the SRTP profiles offered once the ClientHello is whole. One without `use_srtp`, or
+    /// malformed, offers none.
+    fn push(&mut self, datagram: &[u8]) -> Option<Vec<u16>> {
+        const CLIENT_HELLO: u8 = 1;
+        let mut relevant = false;
+        for (content_type, epoch, content) in records(datagram) {
+            if content_type != CONTENT_HANDSHAKE || epoch != 0 {
+                continue;
+            }
+            for fragment in fragments(content) {
+                let fits = fragment.message_type == CLIENT_HELLO
+                    && fragment.sequence == 0
+                    && (1..=HELLO_BYTES_MAX).contains(&fragment.length)
+                    && fragment.offset + fragment.data.len() <= fragment.length;
+                if !fits {
+                    continue;
+                }
+                if self.message.len() != fragment.length {
+                    *self = Self {
+                        message: vec![0; fragment.length],
+                        covered: vec![false; fragment.length],
+                        held: Vec::new(),
+                    };
+                }
+                let range = fragment.offset..fragment.offset + fragment.data.len();
+                self.message[range.clone()].copy_from_slice(fragment.data);
+                self.covered[range].fill(true);
+                relevant = true;
+            }
+        }
+        if relevant {
+            self.held.push(BytesMut::from(datagram));
+        }
+        let whole = !self.covered.is_empty() && self.covered.iter().all(|covered| *covered);
+        whole.then(|| srtp_profiles(&self.message).unwrap_or_default())
+    }
+}
+
+/// The profiles in a ClientHello's `use_srtp` (RFC 6347 section 4.2.1, RFC 5246 section 7.4.1.4, RFC 5764 section 4.1.1).
+fn srtp_profiles(hello: &[u8]) -> Option<Vec<u16>> {
+    const USE_SRTP: u16 = 14;
+    /// version and random
+    const FIXED_BYTES: usize = 2 + 32;
+
+    fn vector8(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+        let (length, rest) = bytes.split_first()?;
+        rest.split_at_checked(usize::from(*length))
+    }
+    fn u16_and_rest(bytes: &[u8]) -> Option<(u16, &[u8])> {
+        let (value, rest) = bytes.split_first_chunk::<2>()?;
+        Some((u16::from_be_bytes(*value), rest))
+    }
+    fn vector16(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+        let (length, rest) = u16_and_rest(bytes)?;
+        rest.split_at_checked(usize::from(length))
+    }
+
+    let rest = hello.get(FIXED_BYTES..)?;
+    let (_session, rest) = vector8(rest)?;
+    let (_cookie, rest) = vector8(rest)?;
+    let (_suites, rest) = vector16(rest)?;
+    let (_compressions, rest) = vector8(rest)?;
+    let (mut extensions, _) = vector16(rest)?;
+    while !extensions.is_empty() {
+        let (kind, rest) = u16_and_rest(extensions)?;
+        let (data, rest) = vector16(rest)?;
+        if kind == USE_SRTP {
+            let (profiles, _mki) = vector16(data)?;
+            let profiles = profiles.chunks_exact(2);
+            return Some(profiles.map(|p| u16::from_be_bytes([p[0], p[1]])).collect());
+        }
+        extensions = rest;
+    }
+    None
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Duration;
+
+    use rtc_srtp::config::Config;
+    use rtc_srtp::protection_profile::ProtectionProfile;
+
+    use super::*;
+
+    /// A DTLS client as a browser is one.
+    pub(crate) struct Client {
+        endpoint: Endpoint,
+        pub(crate) fingerprint: [u8; 32],
+    }
+
+    impl Client {
+        pub(crate) fn connect(profiles: Vec<SrtpProtectionProfile>, now: Instant) -> Self {
+            let provider = rtc_crypto::default_provider().unwrap();
+            let certificate =
+                Certificate::generate_self_signed(["viewer".to_owned()], provider.crypto())
+                    .unwrap();
+            let fingerprint = sha256(&certificate.certificate[0]);
+            let config = ConfigBuilder::default()
+                .with_crypto_provider(provider)
+                .with_certificates(vec![certificate])
+                .with_srtp_protection_profiles(profiles)
+                .with_insecure_skip_verify(true)
+                .build(true, Some(PEER))
+                .unwrap();
+            let mut endpoint = Endpoint::new(PEER, TransportProtocol::UDP, None);
+            endpoint.connect(now, PEER, Arc::new(config), None).unwrap();
+            Self {
+                endpoint,
+                fingerprint,
+            }
+        }
+
+        pub(crate) fn poll_transmit(&mut self) -> Option<BytesMut> {
+            self.endpoint.poll_transmit().map(|t| t.message)
+        }
+
+        pub(crate) fn handle_datagram(&mut self, now: Instant, datagram: BytesMut) -> bool {
+            let events = self.endpoint.read(now, PEER, None, datagram).unwrap();
+            events
+                .iter()
+                .any(|event| matches!(event, EndpointEvent::PeerClosed))
+        }
+
+        pub(crate) fn handle_timeout(&mut self, now: Instant) {
+            let _ = self.endpoint.handle_timeout(PEER, now);
+        }
+
+        pub(crate) fn close(&mut self, now: Instant) {
+            self.endpoint.stop(now, PEER);
+        }
+
+        /// SRTP contexts: what it opens with, and what it seals with.
+        pub(crate) fn srtp(&self) -> (rtc_srtp::context::Context, rtc_srtp::context::Context) {
+            let state = self.endpoint.get_connection_state(PEER).unwrap();
+            let profile = match state.srtp_protection_profile() {
+                SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm => ProtectionProfile::AeadAes128Gcm,
+                SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80 => {
+                    ProtectionProfile::Aes128CmHmacSha1_80
+                }
+                other => panic!("{other:?}"),
+            };
+            let mut config = Config {
+                profile,
+                ..Default::default()
+            };
+            let material = state
+                .export_keying_material(srtp::EXPORTER_LABEL, &[], config.keying_material_len())
+                .unwrap();
+            config
+                .set_session_keys_from_keying_material(material.as_ref(), true)
+                .unwrap();
+            let provider = rtc_crypto::default_provider().unwrap();
+            let context = |key: &[u8], salt: &[u8]| {
+                rtc_srtp::context::Context::new(key, salt, profile, None, None, provider.crypto())
+                    .unwrap()
+            };
+            (
+                context(
+                    &config.keys.remote_master_key,
+                    &config.keys.remote_master_salt,
+                ),
+                context(
+                    &config.keys.local_master_key,
+                    &config.keys.local_master_salt,
+                ),
+            )
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "virtual time starts somewhere")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    /// Runs the handshake, dropping the datagrams to the client whose number is in `lost`.
+    fn handshake(
+        client: &mut Client,
+        server: &mut Association,
+        identity: &Identity,
+        lost: &[usize],
+    ) -> Result<Option<Box<srtp::Session>>, Error> {
+        let mut now = start();
+        let mut session = None;
+        let mut number = 0;
+        for _ in 0..50 {
+            while let Some(datagram) = client.poll_transmit() {
+                if let Some(Event::Connected(keys)) =
+                    server.handle_datagram(now, identity, &datagram)?
+                {
+                    session = Some(keys);
+                }
+            }
+            while let Some(datagram) = server.poll_transmit() {
+                number += 1;
+                if !lost.contains(&(number - 1)) {
+                    client.handle_datagram(now, datagram);
+                }
+            }
+            now += Duration::from_millis(200);
+            client.handle_timeout(now);
+            server.handle_timeout(now)?;
+        }
+        Ok(session)
+    }
+
+    use SrtpProtectionProfile::{
+        Srtp_Aead_Aes_128_Gcm as AEAD_GCM, Srtp_Aead_Aes_256_Gcm as AEAD_GCM_256,
+        Srtp_Aes128_Cm_Hmac_Sha1_80 as CM_80,
+    };
+
+    #[test]
+    fn gcm_is_taken_wherever_it_is_offered() {
+        let identity = Identity::generate().unwrap();
+        for (offered, expected) in [
+            (vec![CM_80, AEAD_GCM_256, AEAD_GCM], Profile::AeadAes128Gcm),
+            (vec![AEAD_GCM, CM_80], Profile::AeadAes128Gcm),
+            (vec![CM_80], Profile::Aes128CmSha1_80),
+        ] {
+            let mut client = Client::connect(offered, start());
+            let mut server = Association::new(client.fingerprint);
+            let session = handshake(&mut client, &mut server, &identity, &[])
+                .unwrap()
+                .expect("connected");
+            assert_eq!(session.profile(), expected);
+            // Both sides have the same keys.
+            let mut packet = vec![0x80, 96, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, b'x'];
+            packet.resize(packet.len() + session.media.tag_bytes(), 0);
+            session.media.seal(&mut packet, 12, 0).unwrap();
+            let (mut opener, _) = client.srtp();
+            assert_eq!(opener.decrypt_rtp(&packet).unwrap()[12], b'x');
+        }
+    }
+
+    #[test]
+    fn a_lost_flight_is_sent_again() {
+        let identity = Identity::generate().unwrap();
+        for lost in 0..4 {
+            let mut client = Client::connect(vec![CM_80], start());
+            let mut server = Association::new(client.fingerprint);
+            let session = handshake(&mut client, &mut server, &identity, &[lost]).unwrap();
+            assert!(session.is_some(), "datagram {lost} lost");
+        }
+    }
+
+    #[test]
+    fn a_viewer_that_stops_answering_is_given_up() {
+        let identity = Identity::generate().unwrap();
+        let now = start();
+        let mut client = Client::connect(vec![AEAD_GCM], now);
+        let mut server = Association::new(client.fingerprint);
+        let hello = client.poll_transmit().unwrap();
+        server.handle_datagram(now, &identity, &hello).unwrap();
+        let mut sent = 0;
+        let error = loop {
+            sent += std::iter::from_fn(|| server.poll_transmit()).count();
+            let due = server.poll_timeout().expect("waiting");
+            if let Err(error) = server.handle_timeout(due) {
+                assert!(due <= now + Duration::from_secs(20));
+                break error;
+            }
+        };
+        assert!(matches!(error, Error::Handshake(_)));
+        assert_eq!(sent, 6);
+        assert_eq!(server.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_certificate_the_offer_did_not_name_is_refused() {
+        let identity = Identity::generate().unwrap();
+        let mut client = Client::connect(vec![AEAD_GCM], start());
+        let mut server = Association::new([0; 32]);
+        let error = handshake(&mut client, &mut server, &identity, &[]).unwrap_err();
+        assert!(matches!(error, Error::WrongCertificate), "{error}");
+    }
+
+    #[test]
+    fn no_common_profile_is_refused() {
+        let identity = Identity::generate().unwrap();
+        let mut client = Client::connect(vec![AEAD_GCM_256], start());
+        let mut server = Association::new(client.fingerprint);
+        let error = handshake(&mut client, &mut server, &identity, &[]).unwrap_err();
+        assert!(matches!(error, Error::NoProfile), "{error}");
+    }
+
+    #[test]
+    fn both_sides_can_close() {
+        let identity = Identity::generate().unwrap();
+        let now = start();
+        for ours in [true, false] {
+            let mut client = Client::connect(vec![AEAD_GCM], now);
+            let mut server = Association::new(client.fingerprint);
+            handshake(&mut client, &mut server, &identity, &[]).unwrap();
+            if ours {
+                server.close(now);
+                let closed = server.poll_transmit().expect("a close_notify");
+                assert!(client.handle_datagram(now, closed));
+            } else {
+                client.close(now);
+                let closed = client.poll_transmit().expect("a close_notify");
+                let event = server.handle_datagram(now, &identity, &closed).unwrap();
+                assert!(matches!(event, Some(Event::Closed)));
+            }
+        }
+    }
+
+    /// A ClientHello with `use_srtp` and some padding, as one handshake message.
+    fn hello(padding: usize) -> Vec<u8> {
+        let mut extensions = vec![0, 21];
+        extensions.extend_from_slice(&u16::try_from(padding).unwrap().to_be_bytes());
+        extensions.resize(extensions.len() + padding, 0);
+        extensions.extend_from_slice(&[0, 14, 0, 7, 0, 4, 0, 1, 0, 7, 0]);
+        let mut body = vec![0xfe, 0xfd];
+        body.extend_from_slice(&[7; 32]);
+        body.extend_from_slice(&[0, 0, 0, 2, 0xc0, 0x2b, 1, 0]);
+        body.extend_from_slice(&u16::try_from(extensions.len()).unwrap().to_be_bytes());
+        body.extend_from_slice(&extensions);
+        body
+    }
+
+    fn record(message: &[u8], range: std::ops::Range<usize>) -> Vec<u8> {
+        let u24 = |n: usize| u32::try_from(n).unwrap().to_be_bytes()[1..].to_vec();
+        let mut content = vec![1];
+        content.extend(u24(message.len()));
+        content.extend_from_slice(&[0, 0]);
+        content.extend(u24(range.start));
+        content.extend(u24(range.len()));
+        content.extend_from_slice(&message[range]);
+        let mut record = vec![22, 0xfe, 0xff, 0, 0, 0, 0, 0, 0, 0, 0];
+        record.extend_from_slice(&u16::try_from(content.len()).unwrap().to_be_bytes());
+        record.extend(content);
+        record
+    }
+
+    #[test]
+    fn a_fragmented_client_hello_is_reassembled_in_any_order() {
+        let message = hello(1300);
+        let half = message.len() / 2;
+        let first = record(&message, 0..half);
+        let second = record(&message, half..message.len());
+        for order in [[&first, &second], [&second, &first]] {
+            let mut reader = Hello::default();
+            assert_eq!(reader.push(order[0]), None);
+            // A retransmission in between.
+            assert_eq!(reader.push(order[0]), None);
+            assert_eq!(reader.push(order[1]), Some(vec![1, 7]));
+            assert_eq!(reader.held.len(), 3);
+        }
+    }
+
+    #[test]
+    fn dust_is_not_passed_on() {
+        let message = hello(100);
+        assert!(fragments_are_sane(&record(&message, 0..message.len())));
+        assert!(fragments_are_sane(&record(&message, 100..message.len())));
+        assert!(!fragments_are_sane(&record(&message, 0..1)));
+    }
+
+    #[test]
+    fn a_flood_ends_the_association() {
+        let identity = Identity::generate().unwrap();
+        let mut server = Association::new([0; 32]);
+        let now = start();
+        let datagram = vec![20; 1200];
+        let error = (0..100)
+            .find_map(|_| server.handle_datagram(now, &identity, &datagram).err())
+            .expect("an end");
+        assert!(matches!(error, Error::TooMuch));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
+            let _ = srtp_profiles(&bytes);
+            let _ = fragments_are_sane(&bytes);
+            let _ = Hello::default().push(&bytes);
+            let mut message = hello(0);
+            message.truncate(40);
+            message.extend_from_slice(&bytes);
+            let _ = srtp_profiles(&message);
+            proptest::prop_assert!(Hello::default().push(&record(&message, 0..message.len())).is_some());
+        }
+    }
+}

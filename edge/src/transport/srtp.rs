@@ -4,9 +4,9 @@
 //! sequence numbers anyway, passes the rollover counter. SRTCP is ours too rather than `rtc-srtp`'s, whose receiver keeps
 //! state for each SSRC it sees *before* authentication and without bound; the tests hold both against `rtc-srtp`.
 
-use aes::Aes128;
+use aes::Aes128Enc;
 use aes::cipher::{InnerIvInit, KeyInit, StreamCipher};
-use ctr::Ctr128BE;
+use ctr::{Ctr128BE, CtrCore};
 use hmac::{Hmac, Mac};
 use ring::aead;
 use sha1::Sha1;
@@ -196,8 +196,8 @@ impl Master {
         iv[..14].copy_from_slice(&self.salt);
         iv[7] ^= label;
         out.fill(0);
-        let cipher = Aes128::new(&self.key.into());
-        Ctr128BE::<&Aes128>::inner_iv_init(&cipher, &iv.into()).apply_keystream(out);
+        let cipher = Aes128Enc::new(&self.key.into());
+        Ctr128BE::from_core(CtrCore::inner_iv_init(cipher, &iv.into())).apply_keystream(out);
     }
 }
 
@@ -208,7 +208,7 @@ enum Keys {
         salt: [u8; 12],
     },
     Cm {
-        cipher: Box<Aes128>,
+        cipher: Box<Aes128Enc>,
         /// Keyed once; cloned per packet, which copies two SHA-1 states.
         mac: Box<Hmac<Sha1>>,
         salt: [u8; 14],
@@ -243,7 +243,7 @@ impl Keys {
                 let mut authentication = [0; 20];
                 master.derive(labels.authentication, &mut authentication);
                 Self::Cm {
-                    cipher: Box::new(Aes128::new(&key.into())),
+                    cipher: Box::new(Aes128Enc::new(&key.into())),
                     mac: Box::new(
                         <Hmac<Sha1> as Mac>::new_from_slice(&authentication)
                             .expect("HMAC takes keys of any length"),
@@ -276,7 +276,7 @@ fn gcm_nonce(salt: &[u8; 12], ssrc: [u8; 4], counter: u64) -> aead::Nonce {
 
 /// Applies the counter-mode keystream (RFC 3711 section 4.1.1).
 fn apply_counter_mode(
-    cipher: &Aes128,
+    cipher: &Aes128Enc,
     salt: &[u8; 14],
     ssrc: [u8; 4],
     index: u64,
@@ -290,7 +290,8 @@ fn apply_counter_mode(
     for (byte, index) in iv[8..14].iter_mut().zip(&index.to_be_bytes()[2..]) {
         *byte ^= index;
     }
-    Ctr128BE::<&Aes128>::inner_iv_init(cipher, &iv.into()).apply_keystream(data);
+    // The clone copies eleven round keys, 176 bytes.
+    Ctr128BE::from_core(CtrCore::inner_iv_init(cipher.clone(), &iv.into())).apply_keystream(data);
 }
 
 /// Seals RTP packets.
