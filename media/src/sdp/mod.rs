@@ -87,3 +87,6 @@ pub struct Local {
     /// Where the viewer's shard listens (UDP host candidates), best first.
     pub candidates: Vec<SocketAddr>,
 }
+
+#[cfg(test)]
+mod tests;
