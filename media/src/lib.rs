@@ -10,17 +10,22 @@
 //! | [`unit`], [`track`] | access units, tracks and their configuration |
 //! | [`codec`] | parameter sets and NAL units, AudioSpecificConfig |
 //! | [`flv`], [`rtmp`] | tag bodies and files; the RTMP server side of a publisher's connection |
+//! | [`stream`], [`gop_cache`] | a live stream: timeline, sequences, tracks, what late subscribers get |
+//! | [`replication`] | both halves of a subscription between nodes |
 //! | [`rtp`], [`rtx`] | packet batches, the packet ring, RTCP; retransmission |
 //! | [`sdp`] | the outcome of an offer |
 
 pub mod codec;
 pub mod flv;
+pub mod gop_cache;
 pub mod ice;
 pub mod id;
+pub mod replication;
 pub mod rtmp;
 pub mod rtp;
 pub mod rtx;
 pub mod sdp;
+pub mod stream;
 pub mod time;
 pub mod track;
 pub mod unit;

@@ -3,7 +3,12 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use headwater_media::gop_cache::Limits;
+use headwater_media::{replication, stream};
+use headwater_node::auth::Token;
 use serde::{Deserialize, Serialize};
+
+use crate::{audio, rtmp};
 
 /// Settings of `[origin]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +73,28 @@ impl OriginConfig {
     pub const fn takeover(&self) -> Duration {
         Duration::from_secs(self.takeover_seconds)
     }
+
+    /// The bounds of a stream's caches.
+    pub const fn stream(&self) -> stream::Config {
+        stream::Config {
+            gop: Limits {
+                bytes: self.gop_cache_bytes,
+                span: Duration::from_secs(self.gop_cache_seconds),
+            },
+            resume: Limits {
+                bytes: self.resume_bytes,
+                span: Duration::from_secs(self.resume_seconds),
+            },
+        }
+    }
+
+    /// The bounds of one subscriber's window.
+    pub const fn window(&self) -> replication::sender::Config {
+        replication::sender::Config {
+            bytes: self.window_bytes,
+            span: Duration::from_millis(self.window_ms),
+        }
+    }
 }
 
 /// All settings of an origin.
@@ -75,6 +102,10 @@ impl OriginConfig {
 pub struct Config {
     /// `[origin]`.
     pub origin: OriginConfig,
+    /// `[rtmp]`.
+    pub rtmp: rtmp::Config,
     /// `[audio]`.
-    pub audio: crate::audio::Config,
+    pub audio: audio::Config,
+    /// Who presents it may publish; none: everybody.
+    pub publish_token: Option<Token>,
 }

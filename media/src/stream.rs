@@ -1,0 +1,553 @@
+//! A live stream's core: what a publisher sends becomes access units on one timeline, numbered per track, and late subscribers get
+//! what they need to start or to go on.
+//!
+//! Invariants: within a track, DTS rises and sequence numbers are gapless from 0 in each epoch; the first unit of an epoch, of a
+//! configuration and after a loss is a keyframe; the timeline goes on when a publisher returns. The origin's `StreamActor` owns one.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::codec::opus;
+use crate::gop_cache::{GopCache, Limits};
+use crate::id::{Epoch, StreamName, TrackId};
+use crate::replication::Position;
+use crate::time::{MediaTime, WallTime};
+use crate::track::{Configuration, StreamInfo, Track};
+use crate::unit::{AccessUnit, IngestUnit, MediaKind};
+
+mod observe;
+mod timeline;
+
+use observe::{Order, Rate};
+use timeline::Timeline;
+
+/// Composition offsets are held within this; no encoder reorders over seconds.
+const COMPOSITION_OFFSET_MAX: MediaTime = MediaTime::from_millis(5000);
+
+/// After a publisher's first unit, tracks of the publisher before it that it has not announced are dropped.
+const UNCONFIRMED_MAX: Duration = Duration::from_secs(3);
+
+/// The name of what the publisher sent, in the ladder of renditions.
+const SOURCE: &str = "source";
+
+/// Bounds of a [`Stream`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// The GOP cache's.
+    pub gop: Limits,
+    /// The resume window's.
+    pub resume: Limits,
+}
+
+/// Why an access unit was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Dropped {
+    /// Nobody said how its track is coded.
+    #[error("its configuration is not known")]
+    NoConfiguration,
+    /// Its track begins, or begins anew after a loss, with a keyframe.
+    #[error("a keyframe must come first")]
+    AwaitingKeyframe,
+    /// There is nothing in it.
+    #[error("it is empty")]
+    Empty,
+    /// Nobody publishes.
+    #[error("nobody publishes")]
+    NotPublishing,
+}
+
+/// What a subscriber starts with.
+#[derive(Debug, Clone)]
+pub struct Attachment {
+    /// What the stream is.
+    pub info: Arc<StreamInfo>,
+    /// The units it lacks, before those to come.
+    pub backlog: Vec<Arc<AccessUnit>>,
+    /// The backlog goes on gaplessly where the subscriber was; else it is what the GOP caches hold.
+    pub resumed: bool,
+}
+
+/// What is seen of a track, beyond its [`Track`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Observed {
+    /// The track.
+    pub track: TrackId,
+    /// Access units per second; zero until known.
+    pub units_per_second: f64,
+    /// From one keyframe to the next; none until two came.
+    pub keyframe_interval: Option<Duration>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Stream {
+    name: StreamName,
+    config: Config,
+    epoch: Epoch,
+    publishing: bool,
+    /// When the present publisher's first unit came.
+    first_unit_at: Option<Instant>,
+    timeline: Timeline,
+    tracks: Vec<TrackState>,
+    gop: GopCache,
+    window: VecDeque<(Instant, Arc<AccessUnit>)>,
+    window_bytes: usize,
+    audio_problem: Option<Arc<str>>,
+    changed: bool,
+}
+
+#[derive(Debug)]
+struct TrackState {
+    id: TrackId,
+    configuration: Arc<Configuration>,
+    configuration_id: u32,
+    /// Part of the stream. A track that went keeps its place, so that its sequence goes on if it comes back within the epoch.
+    listed: bool,
+    /// The present publisher announced it.
+    confirmed: bool,
+    next_sequence: u64,
+    awaiting_keyframe: bool,
+    discontinuity: bool,
+    last_dts: Option<MediaTime>,
+    last_keyframe_dts: Option<MediaTime>,
+    keyframe_interval: Option<Duration>,
+    order: Order,
+    rate: Rate,
+}
+
+impl TrackState {
+    fn new(id: TrackId, configuration: Configuration) -> Self {
+        Self {
+            id,
+            order: order_of(&configuration),
+            configuration: Arc::new(configuration),
+            configuration_id: 0,
+            listed: true,
+            confirmed: true,
+            next_sequence: 0,
+            awaiting_keyframe: true,
+            discontinuity: false,
+            last_dts: None,
+            last_keyframe_dts: None,
+            keyframe_interval: None,
+            rate: Rate::new(),
+        }
+    }
+
+    fn begin_anew(&mut self) {
+        self.awaiting_keyframe = true;
+        self.discontinuity = self.last_dts.is_some();
+        self.last_keyframe_dts = None;
+    }
+
+    fn describe(&mut self, now: Instant) -> Track {
+        Track {
+            id: self.id,
+            rendition: SOURCE.into(),
+            configuration: Arc::clone(&self.configuration),
+            configuration_id: self.configuration_id,
+            bitrate: self.rate.measure(now).0,
+            reordered: self.order.reordered(),
+        }
+    }
+}
+
+fn order_of(configuration: &Configuration) -> Order {
+    match configuration {
+        Configuration::H264(h264) => Order::new(h264.max_reorder_frames),
+        Configuration::Aac(_) | Configuration::Opus(_) => Order::default(),
+    }
+}
+
+impl Stream {
+    /// A stream that nobody publishes yet.
+    pub fn new(name: StreamName, config: Config) -> Self {
+        Self {
+            name,
+            config,
+            epoch: Epoch::default(),
+            publishing: false,
+            first_unit_at: None,
+            timeline: Timeline::default(),
+            tracks: Vec::new(),
+            gop: GopCache::new(config.gop),
+            window: VecDeque::new(),
+            window_bytes: 0,
+            audio_problem: None,
+            changed: true,
+        }
+    }
+
+    /// A publisher begins, the first or one that returns: sequences start anew, the timeline goes on.
+    pub fn handle_begin(&mut self, epoch: Epoch) {
+        debug_assert!(epoch >= self.epoch, "the directory's epochs rise");
+        self.epoch = epoch;
+        self.publishing = true;
+        self.first_unit_at = None;
+        self.timeline.begin();
+        for track in &mut self.tracks {
+            track.confirmed = false;
+            track.next_sequence = 0;
+            track.order = order_of(&track.configuration);
+            track.begin_anew();
+        }
+        // Units of two epochs are never mixed, so nobody can resume across this.
+        self.gop.clear();
+        self.window.clear();
+        self.window_bytes = 0;
+        self.audio_problem = None;
+        self.changed = true;
+    }
+
+    /// The publisher left; the stream is held. What the caches hold stays: who attaches now sees the last pictures.
+    pub fn handle_leave(&mut self) {
+        self.publishing = false;
+        self.changed = true;
+    }
+
+    /// The publisher says how it codes one of its tracks. True if that is news: a new track or another configuration.
+    pub fn handle_configuration(&mut self, configuration: Configuration) -> bool {
+        let id = match configuration {
+            Configuration::H264(_) => TrackId::SOURCE_VIDEO,
+            Configuration::Aac(_) => TrackId::SOURCE_AUDIO,
+            Configuration::Opus(_) => TrackId::OPUS,
+        };
+        let Some(track) = self.tracks.iter_mut().find(|track| track.id == id) else {
+            self.tracks.push(TrackState::new(id, configuration));
+            self.tracks.sort_by_key(|track| track.id);
+            self.changed = true;
+            return true;
+        };
+        track.confirmed = true;
+        let came_back = !std::mem::replace(&mut track.listed, true);
+        if *track.configuration != configuration {
+            track.configuration = Arc::new(configuration);
+            track.configuration_id = track.configuration_id.wrapping_add(1);
+        } else if !came_back {
+            return false;
+        }
+        track.order = order_of(&track.configuration);
+        track.begin_anew();
+        if id == TrackId::SOURCE_VIDEO {
+            // Parameter sets go out from the newest configuration only, which an older GOP does not match.
+            self.gop.clear();
+        }
+        self.changed = true;
+        true
+    }
+
+    /// Units of the publisher were lost on their way here: the track goes on at the next keyframe.
+    pub fn handle_loss(&mut self, kind: MediaKind) {
+        let id = source(kind);
+        if let Some(track) = self.tracks.iter_mut().find(|track| track.id == id) {
+            track.awaiting_keyframe = true;
+            track.discontinuity = true;
+        }
+    }
+
+    /// Takes what the publisher sent.
+    ///
+    /// # Errors
+    /// [`Dropped`]: count it.
+    pub fn handle_unit(
+        &mut self,
+        now: Instant,
+        unit: IngestUnit,
+    ) -> Result<Arc<AccessUnit>, Dropped> {
+        if !self.publishing {
+            return Err(Dropped::NotPublishing);
+        }
+        if unit.payload.is_empty() {
+            return Err(Dropped::Empty);
+        }
+        let id = source(unit.kind);
+        let at = self
+            .tracks
+            .iter()
+            .position(|track| track.id == id && track.confirmed)
+            .ok_or(Dropped::NoConfiguration)?;
+        let keyframe = unit.keyframe || unit.kind == MediaKind::Audio;
+        if self.tracks[at].awaiting_keyframe && !keyframe {
+            return Err(Dropped::AwaitingKeyframe);
+        }
+        self.first_unit_at.get_or_insert(now);
+        let mapped = self.timeline.map(now, unit.kind, unit.dts);
+        let composition = unit.pts - unit.dts;
+        // A picture can't be decoded after it is shown: a repaired DTS takes the PTS along.
+        let pts = match unit.kind {
+            MediaKind::Audio => mapped.dts,
+            MediaKind::Video => {
+                let offset = composition.clamp(
+                    MediaTime::ZERO - COMPOSITION_OFFSET_MAX,
+                    COMPOSITION_OFFSET_MAX,
+                );
+                let wanted = unit.dts + mapped.offset + offset;
+                if mapped.repaired {
+                    wanted.max(mapped.dts)
+                } else {
+                    wanted
+                }
+            }
+        };
+        let placed = Placed {
+            dts: mapped.dts,
+            pts,
+            keyframe,
+            discardable: unit.discardable,
+            jumped: mapped.jumped,
+            steady: !mapped.jumped && !mapped.repaired,
+            payload: unit.payload,
+            ingest_time: unit.ingest_time,
+        };
+        Ok(self.emit(now, at, unit.kind, placed))
+    }
+
+    /// Takes what the origin's own Opus encoder made; its time is the timeline's already.
+    ///
+    /// # Errors
+    /// [`Dropped`]: count it.
+    pub fn handle_opus(
+        &mut self,
+        now: Instant,
+        pts: MediaTime,
+        payload: Bytes,
+        ingest_time: WallTime,
+        discontinuity: bool,
+    ) -> Result<Arc<AccessUnit>, Dropped> {
+        if payload.is_empty() {
+            return Err(Dropped::Empty);
+        }
+        let at = self
+            .tracks
+            .iter()
+            .position(|track| track.id == TrackId::OPUS && track.confirmed)
+            .ok_or(Dropped::NoConfiguration)?;
+        let dts = self.tracks[at]
+            .last_dts
+            .map_or(pts, |last| pts.max(last + MediaTime::from_ticks(1)));
+        let placed = Placed {
+            dts,
+            pts: dts,
+            keyframe: true,
+            discardable: false,
+            jumped: discontinuity,
+            steady: true,
+            payload,
+            ingest_time,
+        };
+        Ok(self.emit(now, at, MediaKind::Audio, placed))
+    }
+
+    /// There is Opus audio from now on, or another kind of it. True if that is news.
+    pub fn handle_opus_configuration(&mut self, configuration: opus::Configuration) -> bool {
+        self.audio_problem = None;
+        self.changed = true;
+        self.handle_configuration(Configuration::Opus(configuration))
+    }
+
+    /// There is no Opus audio, and why. The Opus track goes.
+    pub fn handle_audio_problem(&mut self, problem: Arc<str>) {
+        self.audio_problem = Some(problem);
+        self.remove_track(TrackId::OPUS);
+        self.changed = true;
+    }
+
+    /// Housekeeping, each second or so: tracks that a returned publisher no longer has go.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let settled = self
+            .first_unit_at
+            .is_some_and(|at| now.saturating_duration_since(at) >= UNCONFIRMED_MAX);
+        if settled && self.publishing {
+            let stale: Vec<TrackId> = self
+                .tracks
+                .iter()
+                .filter(|track| track.listed && !track.confirmed)
+                .map(|track| track.id)
+                .collect();
+            for id in stale {
+                self.remove_track(id);
+            }
+        }
+        self.trim_window(now);
+    }
+
+    /// What the stream is, with rates measured up to `now`.
+    pub fn info(&mut self, now: Instant) -> StreamInfo {
+        StreamInfo {
+            name: self.name.clone(),
+            epoch: self.epoch,
+            tracks: self.listed().map(|track| track.describe(now)).collect(),
+            publishing: self.publishing,
+            audio_problem: self.audio_problem.clone(),
+        }
+    }
+
+    /// Whether subscribers must be told before the next unit, since this was last asked.
+    pub fn poll_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// What is seen of each track.
+    pub fn observe(&mut self, now: Instant) -> Vec<Observed> {
+        self.listed()
+            .map(|track| Observed {
+                track: track.id,
+                units_per_second: track.rate.measure(now).1,
+                keyframe_interval: track.keyframe_interval,
+            })
+            .collect()
+    }
+
+    /// The name.
+    pub const fn name(&self) -> &StreamName {
+        &self.name
+    }
+
+    /// The present publisher's epoch, or the last one's.
+    pub const fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// A publisher is there.
+    pub const fn publishing(&self) -> bool {
+        self.publishing
+    }
+
+    /// What a subscriber that has the positions `have` (none: a new one) starts with.
+    pub fn attach(&mut self, now: Instant, have: &[Position]) -> Attachment {
+        let info = Arc::new(self.info(now));
+        let resumed = !have.is_empty() && have.iter().all(|position| self.continues(position));
+        let had = |unit: &AccessUnit| have.iter().find(|position| position.track == unit.track);
+        let mut backlog: Vec<Arc<AccessUnit>> = self
+            .gop
+            .units()
+            .filter(|unit| !resumed || had(unit).is_none())
+            .cloned()
+            .collect();
+        if resumed {
+            let missed = self.window.iter().map(|(_, unit)| unit);
+            let missed = missed
+                .filter(|unit| had(unit).is_some_and(|position| unit.sequence > position.sequence));
+            backlog.extend(missed.cloned());
+            backlog.sort_by_key(|unit| unit.dts);
+        }
+        Attachment {
+            info,
+            backlog,
+            resumed,
+        }
+    }
+
+    /// What a present subscriber needs to start with further tracks.
+    pub fn backlog(&self, tracks: &[TrackId]) -> Vec<Arc<AccessUnit>> {
+        let wanted = self.gop.units().filter(|unit| tracks.contains(&unit.track));
+        wanted.cloned().collect()
+    }
+
+    /// The window has everything that followed `position`.
+    fn continues(&self, position: &Position) -> bool {
+        let mut tracks = self.tracks.iter();
+        let Some(track) = tracks.find(|track| track.id == position.track && track.listed) else {
+            return false;
+        };
+        let Some(next) = position.sequence.checked_add(1) else {
+            return false;
+        };
+        if position.epoch != self.epoch || next > track.next_sequence {
+            return false;
+        }
+        let oldest = self.window.iter().find(|(_, unit)| unit.track == track.id);
+        next == track.next_sequence || oldest.is_some_and(|(_, unit)| unit.sequence <= next)
+    }
+
+    fn emit(
+        &mut self,
+        now: Instant,
+        at: usize,
+        kind: MediaKind,
+        placed: Placed,
+    ) -> Arc<AccessUnit> {
+        let track = &mut self.tracks[at];
+        let unit = Arc::new(AccessUnit {
+            track: track.id,
+            epoch: self.epoch,
+            sequence: track.next_sequence,
+            configuration_id: track.configuration_id,
+            dts: placed.dts,
+            pts: placed.pts,
+            keyframe: placed.keyframe,
+            discardable: placed.discardable && !placed.keyframe,
+            discontinuity: placed.jumped || track.discontinuity,
+            payload: placed.payload,
+            ingest_time: placed.ingest_time,
+        });
+        track.next_sequence += 1;
+        track.awaiting_keyframe = false;
+        track.discontinuity = false;
+        track.last_dts = Some(unit.dts);
+        track.rate.add(now, unit.payload.len());
+        if kind == MediaKind::Video {
+            let before = track.order.reordered();
+            track.order.push(&unit, placed.steady);
+            self.changed |= track.order.reordered() != before;
+            if unit.keyframe {
+                if let Some(last) = track.last_keyframe_dts
+                    && !unit.discontinuity
+                {
+                    track.keyframe_interval = Some(unit.dts.since(last));
+                }
+                track.last_keyframe_dts = Some(unit.dts);
+            }
+        }
+        self.gop.push(kind, &unit);
+        self.window_bytes = self.window_bytes.saturating_add(unit.payload.len());
+        self.window.push_back((now, Arc::clone(&unit)));
+        self.trim_window(now);
+        unit
+    }
+
+    fn trim_window(&mut self, now: Instant) {
+        while let Some((at, unit)) = self.window.front()
+            && (self.window_bytes > self.config.resume.bytes
+                || now.saturating_duration_since(*at) > self.config.resume.span)
+        {
+            self.window_bytes = self.window_bytes.saturating_sub(unit.payload.len());
+            self.window.pop_front();
+        }
+    }
+
+    fn remove_track(&mut self, id: TrackId) {
+        let Some(track) = self.listed().find(|track| track.id == id) else {
+            return;
+        };
+        track.listed = false;
+        track.confirmed = false;
+        self.changed = true;
+    }
+
+    fn listed(&mut self) -> impl Iterator<Item = &mut TrackState> {
+        self.tracks.iter_mut().filter(|track| track.listed)
+    }
+}
+
+/// A unit that has its times, but no number yet.
+struct Placed {
+    dts: MediaTime,
+    pts: MediaTime,
+    keyframe: bool,
+    discardable: bool,
+    jumped: bool,
+    steady: bool,
+    payload: Bytes,
+    ingest_time: WallTime,
+}
+
+const fn source(kind: MediaKind) -> TrackId {
+    match kind {
+        MediaKind::Video => TrackId::SOURCE_VIDEO,
+        MediaKind::Audio => TrackId::SOURCE_AUDIO,
+    }
+}
