@@ -7,6 +7,27 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use headwater_node::clock::Clock;
+use tokio::sync::mpsc;
+
+mod frames;
+mod observer;
+mod peer;
+mod reception;
+mod tally;
+mod verdict;
+mod whep;
+
+use observer::Seen;
+use peer::{Event, Peer};
+use tally::{Join, Report, Tally};
+use whep::{Whep, WhepError};
+
+/// How often time is looked at; bounds how late a timeout is noticed.
+const TICK: Duration = Duration::from_millis(20);
+/// How long a viewer goes without a keyframe before it asks for one, and before it asks again.
+const KEYFRAME_PATIENCE: Duration = Duration::from_millis(500);
+
 /// What `headwater probe` takes on the command line.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
@@ -18,6 +39,9 @@ pub(crate) struct Args {
     /// How long joining may take, up to the first decodable frame
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) join_timeout: Duration,
+    /// How long to wait for a publisher while the stream is not live yet
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration)]
+    pub(crate) wait: Duration,
     /// Bearer token for the WHEP endpoint
     #[arg(
         long,
@@ -48,8 +72,210 @@ pub(crate) struct Args {
 
 /// Probes and prints. The exit code is 0 for a healthy stream, 1 for an unhealthy one, 2 when joining failed.
 pub(crate) async fn run(args: Args) -> ExitCode {
-    let _ = args;
-    ExitCode::from(2)
+    let clock = Clock::system();
+    match probe(&args, &clock).await {
+        Ok(report) => {
+            print(&args, &report, verdict::table);
+            ExitCode::from(u8::from(!report.healthy))
+        }
+        Err(failure) => {
+            let reason = format!("{failure}.");
+            if args.json {
+                let url = &args.url;
+                let line = serde_json::json!({ "kind": "failed", "url": url, "healthy": false, "reasons": [reason] });
+                say(&line.to_string());
+            }
+            complain(&format!("headwater probe: could not join: {reason}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Why there was nothing to watch. The texts are sentences without their full stop.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Whep(#[from] WhepError),
+    #[error("the peer connection could not be set up: {0}")]
+    Peer(#[from] webrtc::error::Error),
+    #[error("{0} before the first picture")]
+    Lost(&'static str),
+    #[error("no decodable picture came within {} s; {reached}", .within.as_secs_f64())]
+    TooLate {
+        within: Duration,
+        reached: &'static str,
+    },
+}
+
+async fn probe(args: &Args, clock: &Clock) -> Result<Report, Failure> {
+    let whep = Whep::new(&args.url, args.bearer.as_deref())?;
+    let waiting_since = clock.now();
+    loop {
+        match watch(args, clock, &whep).await {
+            Err(Failure::Whep(WhepError::NotLive { retry_after }))
+                if clock.now().saturating_duration_since(waiting_since) + retry_after
+                    <= args.wait =>
+            {
+                tokio::time::sleep(retry_after).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Joins once and watches to the end; closes the connection and the session whatever happens.
+async fn watch(args: &Args, clock: &Clock, whep: &Whep) -> Result<Report, Failure> {
+    let seen = Seen::default();
+    let mut tally = Tally::new(clock.clone(), seen.clone());
+    let server = whep.endpoint().host_str().unwrap_or_default().to_owned();
+    let (mut peer, events) = Peer::new(clock, &server, seen).await?;
+    let answer = match whep.offer(peer.offer().await?).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            peer.close().await;
+            return Err(error.into());
+        }
+    };
+    tally.join.http_ms = Some(tally.since_start(clock.now()));
+    tally.capture_time_id = peer::extension_id(&answer.sdp, peer::CAPTURE_TIME_URI);
+    let result = match peer.answer(answer.sdp).await {
+        Ok(()) => follow(args, clock, &peer, events, &mut tally).await,
+        Err(error) => Err(error.into()),
+    };
+    peer.close().await;
+    if let Some(session) = answer.session
+        && let Err(error) = whep.delete(session).await
+    {
+        tracing::debug!(%error, "the session could not be deleted");
+    }
+    let lost = result?;
+    let mut report = tally.report(whep.endpoint().as_str());
+    verdict::judge(&mut report, args, lost);
+    Ok(report)
+}
+
+/// Takes events until the time is up. `Some` if the connection was lost while watching.
+async fn follow(
+    args: &Args,
+    clock: &Clock,
+    peer: &Peer,
+    mut events: mpsc::Receiver<Event>,
+    tally: &mut Tally,
+) -> Result<Option<&'static str>, Failure> {
+    let joined_by = clock.now() + args.join_timeout;
+    let mut watch_until = None;
+    let mut progress_at = args.interval.map(|interval| clock.now() + interval);
+    let mut keyframe_at = clock.now() + KEYFRAME_PATIENCE;
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let interrupted = tokio::signal::ctrl_c();
+    tokio::pin!(interrupted);
+    loop {
+        tokio::select! {
+            event = events.recv() => match event {
+                Some(Event::IceConnected(at)) => {
+                    let since = tally.since_start(at);
+                    tally.join.ice_ms.get_or_insert(since);
+                }
+                Some(Event::Connected(at)) => {
+                    let since = tally.since_start(at);
+                    tally.join.dtls_ms.get_or_insert(since);
+                }
+                Some(Event::Packet { at, kind, packet }) => tally.handle_packet(at, kind, &packet),
+                Some(Event::Lost(how)) if watch_until.is_some() => return Ok(Some(how)),
+                Some(Event::Lost(how)) => return Err(Failure::Lost(how)),
+                None => return Err(Failure::Lost("the peer connection ended")),
+            },
+            _ = tick.tick() => {}
+            _ = &mut interrupted => return Ok(None),
+        }
+        let now = clock.now();
+        tally.handle_timeout(now);
+        if watch_until.is_none() && tally.playing() {
+            watch_until = Some(now + args.duration);
+        }
+        match watch_until {
+            Some(until) if now >= until => return Ok(None),
+            Some(_) => {}
+            // A stream of sound alone has no picture to wait for.
+            None if now >= joined_by && tally.has_audio() && args.min_fps <= 0.0 => {
+                watch_until = Some(now + args.duration);
+            }
+            None if now >= joined_by => {
+                return Err(Failure::TooLate {
+                    within: args.join_timeout,
+                    reached: reached(&tally.join),
+                });
+            }
+            None => {}
+        }
+        if !tally.wants_keyframe() {
+            keyframe_at = now + KEYFRAME_PATIENCE;
+        } else if now >= keyframe_at {
+            peer.request_keyframe().await;
+            keyframe_at = now + KEYFRAME_PATIENCE;
+        }
+        if let (Some(at), Some(interval)) = (progress_at, args.interval)
+            && now >= at
+        {
+            let mut report = tally.report(&args.url);
+            report.kind = "progress";
+            print(args, &report, progress);
+            progress_at = Some(now + interval);
+        }
+    }
+}
+
+/// How far a join that failed had come.
+fn reached(join: &Join) -> &'static str {
+    match join {
+        Join {
+            first_packet_ms: Some(_),
+            ..
+        } => "packets came, but no complete keyframe",
+        Join {
+            dtls_ms: Some(_), ..
+        } => "DTLS was through, but no packet came",
+        Join {
+            ice_ms: Some(_), ..
+        } => "ICE had found a way, but DTLS did not finish",
+        _ => "ICE found no way: is the media port reachable by UDP?",
+    }
+}
+
+fn print(args: &Args, report: &Report, text: fn(&Report) -> String) {
+    if !args.json {
+        say(text(report).trim_end());
+        return;
+    }
+    match serde_json::to_string(report) {
+        Ok(line) => say(&line),
+        Err(error) => complain(&format!("headwater probe: {error}")),
+    }
+}
+
+/// One line while watching.
+fn progress(report: &Report) -> String {
+    let (fps, lost) = report
+        .video
+        .as_ref()
+        .map_or((0.0, 0), |video| (video.fps, video.packets.lost));
+    let latency = report.latency.as_ref().map_or(String::new(), |latency| {
+        format!(" · latency p50 {:.1} ms", latency.p50_ms)
+    });
+    format!(
+        "{:>7.1} s  {fps:.1} fps · {lost} lost{latency}",
+        report.watched_seconds
+    )
+}
+
+#[expect(clippy::print_stdout, reason = "the report is what the command is for")]
+fn say(line: &str) {
+    println!("{line}");
+}
+
+fn complain(line: &str) {
+    eprintln!("{line}");
 }
 
 /// Reads `10s`, `1.5s`, `500ms` or `2m`; a bare number is seconds.
