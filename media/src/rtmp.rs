@@ -20,6 +20,9 @@ mod limits;
 pub mod publish;
 mod reply;
 pub mod session;
+#[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "made-up data")]
+pub(crate) mod testkit;
 
 pub use fault::{Fault, Foreign};
 pub use limits::Limits;

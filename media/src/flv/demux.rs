@@ -386,3 +386,179 @@ fn exp_golomb(bytes: &[u8]) -> Option<u32> {
 fn take(body: &mut Bytes) -> Result<u8, Skipped> {
     body.try_get_u8().map_err(|_| Skipped::Malformed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rtmp::testkit::{ASC, AVCC, picture, video_configuration};
+
+    fn video(demuxer: &mut Demuxer, millis: i64, body: &[u8]) -> Vec<Output> {
+        demuxer.handle_video(millis, WallTime::default(), Bytes::copy_from_slice(body));
+        std::iter::from_fn(|| demuxer.poll_output()).collect()
+    }
+
+    fn audio(demuxer: &mut Demuxer, body: &[u8]) -> Vec<Output> {
+        demuxer.handle_audio(7, WallTime::default(), Bytes::copy_from_slice(body));
+        std::iter::from_fn(|| demuxer.poll_output()).collect()
+    }
+
+    fn skipped(outputs: &[Output]) -> &'static str {
+        match outputs {
+            [Output::Skipped(_, reason)] => reason.label(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn unit(outputs: &[Output]) -> &IngestUnit {
+        match outputs {
+            [Output::Unit(unit)] => unit,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn pictures_have_their_times_and_marks() {
+        let mut demuxer = Demuxer::new();
+        let begun = video(&mut demuxer, 0, &video_configuration(AVCC));
+        assert!(
+            matches!(&begun[..], [Output::Configuration(Configuration::H264(c))] if (c.width, c.height) == (320, 240))
+        );
+        for (keyframe, composition, pts) in [(true, 0, 100), (false, 66, 166), (false, -33, 67)] {
+            let outputs = video(&mut demuxer, 100, &picture(keyframe, composition, 5));
+            let unit = unit(&outputs);
+            assert_eq!(unit.keyframe, keyframe);
+            assert_eq!(
+                (unit.dts.as_millis(), unit.pts.as_millis()),
+                (100, pts),
+                "{composition}"
+            );
+            assert_eq!(unit.payload.len(), 9);
+        }
+    }
+
+    #[test]
+    fn an_equal_sequence_header_changes_nothing_and_another_does() {
+        let mut demuxer = Demuxer::new();
+        assert_eq!(video(&mut demuxer, 0, &video_configuration(AVCC)).len(), 1);
+        assert_eq!(video(&mut demuxer, 0, &video_configuration(AVCC)).len(), 0);
+        let mut other = AVCC.to_vec();
+        if let Some(last) = other.last_mut() {
+            *last ^= 0x10;
+        }
+        assert_eq!(
+            video(&mut demuxer, 0, &video_configuration(&other)).len(),
+            1
+        );
+        assert_eq!(audio(&mut demuxer, &[&[0xAF, 0], ASC].concat()).len(), 1);
+        assert_eq!(audio(&mut demuxer, &[&[0xAF, 0], ASC].concat()).len(), 0);
+        // 44.1 kHz mono.
+        assert_eq!(audio(&mut demuxer, &[0xAF, 0, 0x12, 0x08]).len(), 1);
+    }
+
+    #[test]
+    fn parameter_sets_among_the_slices_are_a_configuration_too() {
+        let length_prefixed = |nals: &[&[u8]]| {
+            let mut body = vec![0x17, 1, 0, 0, 0];
+            for nal in nals {
+                body.extend_from_slice(&u32::try_from(nal.len()).expect("short").to_be_bytes());
+                body.extend_from_slice(nal);
+            }
+            body
+        };
+        let (sps, pps) = (&AVCC[8..32], &AVCC[35..40]);
+        // Without a sequence header at all.
+        let mut demuxer = Demuxer::new();
+        let outputs = video(
+            &mut demuxer,
+            0,
+            &length_prefixed(&[sps, pps, &[0x65, 1, 2]]),
+        );
+        assert!(
+            matches!(&outputs[..], [Output::Configuration(_), Output::Unit(unit)] if unit.keyframe && unit.payload.len() == 7)
+        );
+        // Repeated: no change. Another PPS of the same id replaces the first.
+        let outputs = video(
+            &mut demuxer,
+            0,
+            &length_prefixed(&[sps, pps, &[0x65, 1, 2]]),
+        );
+        assert!(matches!(&outputs[..], [Output::Unit(_)]));
+        let changed = [&pps[..4], &[0x60]].concat();
+        let outputs = video(
+            &mut demuxer,
+            0,
+            &length_prefixed(&[&changed, &[0x65, 1, 2]]),
+        );
+        let [
+            Output::Configuration(Configuration::H264(now)),
+            Output::Unit(_),
+        ] = &outputs[..]
+        else {
+            panic!("{outputs:?}");
+        };
+        assert_eq!(
+            (now.sps.len(), &now.pps[..]),
+            (1, &[Bytes::from(changed)][..])
+        );
+    }
+
+    #[test]
+    fn what_is_no_media_is_passed_over() {
+        let mut demuxer = Demuxer::new();
+        for harmless in [&[][..], &[0x57, 0], &[0x5C, 1], &[0x17, 2, 0, 0, 0]] {
+            assert_eq!(video(&mut demuxer, 0, harmless), []);
+        }
+        assert_eq!(audio(&mut demuxer, &[]), []);
+    }
+
+    #[test]
+    fn what_can_not_be_used_says_why() {
+        let mut demuxer = Demuxer::new();
+        for (body, reason) in [
+            (&[0x1C, 0, 0, 0, 0][..], "hevc"),
+            (&[0x90, b'h', b'v', b'c', b'1'], "enhanced_rtmp"),
+            (&[0x12, 1], "flash_video"),
+            (&[0x17], "malformed"),
+            (&[0x17, 9, 0, 0, 0], "malformed"),
+            (&[0x17, 0, 0, 0, 0], "configuration"),
+            (&[0x17, 0, 0, 0, 0, 1, 2, 3], "configuration"),
+            (&[0x27, 1, 0, 0, 0, 0, 0, 0, 1, 0x41], "no_configuration"),
+            (
+                &[0x27, 1, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0x41],
+                "malformed",
+            ),
+        ] {
+            assert_eq!(skipped(&video(&mut demuxer, 0, body)), reason, "{body:x?}");
+        }
+        for (body, reason) in [
+            (&[0x2F, 0xFF][..], "mp3"),
+            (&[0xE2, 0xFF], "mp3"),
+            (&[0xB2, 0xFF], "speex"),
+            (&[0x72, 0xFF], "g711"),
+            (&[0x3F, 0xFF], "pcm"),
+            (&[0x95, b'O'], "enhanced_rtmp"),
+            (&[0x6F, 0], "other"),
+            (&[0xAF], "malformed"),
+            (&[0xAF, 7], "malformed"),
+            (&[0xAF, 0], "configuration"),
+            (&[0xAF, 1, 5], "no_configuration"),
+        ] {
+            assert_eq!(skipped(&audio(&mut demuxer, body)), reason, "{body:x?}");
+        }
+    }
+
+    #[test]
+    fn parameter_set_ids_are_read() {
+        for (bytes, value) in [
+            (&[0x80][..], Some(0)),
+            (&[0x40], Some(1)),
+            (&[0x60], Some(2)),
+            (&[0x01, 0x00], Some(127)),
+            (&[0x00, 0x80, 0x00], Some(255)),
+            (&[0, 0, 0, 0], None),
+            (&[], None),
+        ] {
+            assert_eq!(exp_golomb(bytes), value, "{bytes:x?}");
+        }
+    }
+}

@@ -365,3 +365,279 @@ fn next(input: &mut &[u8]) -> Option<u8> {
     *input = rest;
     Some(*byte)
 }
+
+#[cfg(test)]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "made-up data"
+)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testkit::{Sent, basic, chunks, message};
+    use super::*;
+
+    fn reader() -> ChunkReader {
+        ChunkReader::new(Limits::default())
+    }
+
+    fn read_all(reader: &mut ChunkReader, mut input: &[u8]) -> Result<Vec<Message>, Fault> {
+        let mut messages = Vec::new();
+        while let Some(message) = reader.read(&mut input)? {
+            messages.push(message);
+        }
+        assert!(input.is_empty());
+        Ok(messages)
+    }
+
+    fn times(bytes: &[u8]) -> Vec<u32> {
+        read_all(&mut reader(), bytes)
+            .expect("valid")
+            .iter()
+            .map(|message| message.timestamp)
+            .collect()
+    }
+
+    /// A header of type 1 or 2, with no payload behind it.
+    fn delta(format: u8, time: u32, length: u32) -> Vec<u8> {
+        let mut out = basic(format, 4);
+        out.extend_from_slice(&time.min(EXTENDED).to_be_bytes()[1..]);
+        if format == 1 {
+            out.extend_from_slice(&length.to_be_bytes()[1..]);
+            out.push(9);
+        }
+        if time >= EXTENDED {
+            out.extend_from_slice(&time.to_be_bytes());
+        }
+        out
+    }
+
+    #[test]
+    fn deltas_accumulate_and_type_3_repeats_the_last() {
+        let mut bytes = message(4, 9, 1, 5000, b"x");
+        for part in [delta(1, 40, 1), delta(2, 33, 0), basic(3, 4), basic(3, 4)] {
+            bytes.extend(part);
+            bytes.push(b'x');
+        }
+        assert_eq!(times(&bytes), [5000, 5040, 5073, 5106, 5139]);
+    }
+
+    #[test]
+    fn type_3_behind_type_0_is_ffmpegs_delta_or_librtmps_same_time() {
+        for (first, second) in [
+            (0, 0),
+            (23, 46),
+            (1000, 2000),
+            (1001, 1001),
+            (3_600_000, 3_600_000),
+        ] {
+            let mut bytes = message(4, 9, 1, first, b"x");
+            bytes.extend(basic(3, 4));
+            bytes.push(b'x');
+            assert_eq!(times(&bytes), [first, second]);
+        }
+    }
+
+    #[test]
+    fn timestamps_wrap() {
+        let mut bytes = message(4, 9, 1, 0xFFFF_FFF0, b"x");
+        bytes.extend(delta(1, 0x20, 1));
+        bytes.push(b'x');
+        bytes.extend(delta(2, 0x0100_0000, 0));
+        bytes.push(b'x');
+        assert_eq!(times(&bytes), [0xFFFF_FFF0, 0x10, 0x0100_0010]);
+    }
+
+    #[test]
+    fn extended_timestamps_may_be_repeated_or_not() {
+        for time in [0x00FF_FFFE, 0x00FF_FFFF, 0x0100_0000, u32::MAX] {
+            for repeat in [true, false] {
+                for length in [1, 128, 129, 131, 132, 400] {
+                    let sent = Sent {
+                        chunk_stream: 4,
+                        kind: 9,
+                        stream_id: 1,
+                        timestamp: time,
+                        payload: (0..length).map(|i| i as u8).collect(),
+                    };
+                    let mut bytes = chunks(&sent, 128, repeat).concat();
+                    // Another message behind it: what was looked at too far must be given back.
+                    bytes.extend(message(3, 8, 1, 7, b"end"));
+                    let messages = read_all(&mut reader(), &bytes).expect("valid");
+                    assert_eq!(messages.len(), 2, "{time} {repeat} {length}");
+                    assert_eq!(
+                        messages[0].payload, sent.payload,
+                        "{time} {repeat} {length}"
+                    );
+                    assert_eq!(messages[0].timestamp, time);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_abort_drops_what_came() {
+        let mut bytes = message(4, 9, 1, 0, &[1; 300]);
+        bytes.truncate(100 + 12);
+        let mut reader = reader();
+        let start = &message(4, 9, 1, 0, &[1; 300])[..12 + 128];
+        assert_eq!(read_all(&mut reader, start), Ok(vec![]));
+        reader.abort(4);
+        assert_eq!(reader.held_bytes, 0);
+        reader.abort(77);
+        let messages = read_all(&mut reader, &message(4, 9, 1, 9, b"new")).expect("valid");
+        assert_eq!(messages[0].payload, "new");
+    }
+
+    #[test]
+    fn a_chunk_size_set_mid_message_counts_from_the_next_chunk() {
+        let payload: Vec<u8> = (0..300u16).map(|i| i as u8).collect();
+        let whole = message(4, 9, 1, 0, &payload);
+        let mut reader = reader();
+        assert_eq!(read_all(&mut reader, &whole[..12 + 128]), Ok(vec![]));
+        reader.set_chunk_size(1000).expect("in range");
+        let mut rest = basic(3, 4);
+        rest.extend_from_slice(&payload[128..]);
+        assert_eq!(
+            read_all(&mut reader, &rest).expect("valid")[0].payload,
+            payload
+        );
+    }
+
+    #[test]
+    fn every_limit_and_broken_rule_has_its_fault() {
+        let check = |bytes: &[u8], fault| {
+            assert_eq!(read_all(&mut reader(), bytes), Err(fault), "{fault:?}");
+        };
+        check(&basic(3, 4), Fault::ChunkWithoutHeader);
+        check(&delta(2, 1, 0), Fault::ChunkWithoutHeader);
+        let begun = &message(4, 9, 1, 0, &[1; 300])[..12 + 128];
+        check(
+            &[begun, &message(4, 9, 1, 0, b"x")].concat(),
+            Fault::HeaderWithinMessage,
+        );
+        check(
+            &[begun, &delta(1, 0, 10)].concat(),
+            Fault::HeaderWithinMessage,
+        );
+        let header = |kind: u8, length: u32| {
+            let mut out = vec![4, 0, 0, 0];
+            out.extend_from_slice(&length.to_be_bytes()[1..]);
+            out.extend_from_slice(&[kind, 0, 0, 0, 0]);
+            out
+        };
+        check(&header(9, (8 << 20) + 1), Fault::MessageTooLong);
+        check(&header(20, (256 << 10) + 1), Fault::MessageTooLong);
+        check(&header(1, 65), Fault::MessageTooLong);
+        let many: Vec<u8> = (2..67).flat_map(|id| message(id, 9, 1, 0, b"x")).collect();
+        check(&many, Fault::ChunkStreams);
+        for size in [0, 0x0100_0000, u32::MAX] {
+            assert_eq!(reader().set_chunk_size(size), Err(Fault::ChunkSize));
+        }
+        assert_eq!(reader().set_chunk_size(1), Ok(()));
+        assert_eq!(reader().set_chunk_size(0x00FF_FFFF), Ok(()));
+    }
+
+    #[test]
+    fn claimed_lengths_cost_nothing_and_held_memory_is_bounded() {
+        let mut reader = reader();
+        reader.set_chunk_size(1 << 20).expect("in range");
+        let mut fault = None;
+        for id in 2..66 {
+            let mut chunk = message(id, 9, 1, 0, b"");
+            chunk[4..7].copy_from_slice(&[0x7F, 0xFF, 0xFF]);
+            chunk.extend(std::iter::repeat_n(7, 1 << 20));
+            // A claim alone allocates nothing.
+            let held = reader.held_bytes;
+            let mut input = &chunk[..12];
+            assert_eq!(reader.read(&mut input), Ok(None));
+            assert_eq!(reader.held_bytes, held);
+            if let Err(error) = read_all(&mut reader, &chunk[12..]) {
+                fault = Some(error);
+                break;
+            }
+            assert!(reader.held_bytes <= Limits::default().reassembly_bytes);
+        }
+        assert_eq!(fault, Some(Fault::ReassemblyFull));
+    }
+
+    /// A message and those of its chunks that are still to be sent.
+    type Queued = (Sent, Vec<Vec<u8>>);
+
+    fn sent() -> impl Strategy<Value = Sent> {
+        (
+            prop_oneof![Just(2u32), 3..70u32, Just(319), Just(320), Just(65_599)],
+            8u8..10,
+            any::<u32>(),
+            prop_oneof![0..100_000u32, 0x00FF_FFF0..0x0100_0010u32, any::<u32>()],
+            prop::collection::vec(any::<u8>(), 0..600),
+        )
+            .prop_map(|(chunk_stream, kind, stream_id, timestamp, payload)| Sent {
+                chunk_stream,
+                kind,
+                stream_id,
+                timestamp,
+                payload,
+            })
+    }
+
+    proptest! {
+        /// The naive model: each chunk stream is a queue of messages, chunks of different streams are drawn in any order, and
+        /// messages are due when their last chunk is.
+        #[test]
+        fn interleaved_messages_come_out_whole(
+            messages in prop::collection::vec((sent(), any::<bool>()), 1..12),
+            draws in prop::collection::vec(any::<prop::sample::Index>(), 200),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+        ) {
+            let mut queues: Vec<(u32, Vec<Queued>)> = Vec::new();
+            for (sent, repeat) in messages {
+                let parts = chunks(&sent, 128, repeat);
+                match queues.iter_mut().find(|(id, _)| *id == sent.chunk_stream) {
+                    Some((_, queue)) => queue.push((sent, parts)),
+                    None => queues.push((sent.chunk_stream, vec![(sent, parts)])),
+                }
+            }
+            let (mut bytes, mut expected) = (Vec::new(), Vec::new());
+            let mut draws = draws.into_iter().cycle();
+            while !queues.is_empty() {
+                let at = draws.next().expect("cycled").index(queues.len());
+                let queue = &mut queues[at].1;
+                bytes.extend(queue[0].1.remove(0));
+                if queue[0].1.is_empty() {
+                    expected.push(queue.remove(0).0);
+                }
+                if queue.is_empty() {
+                    queues.remove(at);
+                }
+            }
+            // Where a sender leaves the extended timestamp out, the last bytes of a message are known for payload only once
+            // the next chunk's come.
+            let last = Sent { chunk_stream: 300, kind: 8, stream_id: 0, timestamp: 0, payload: b"last".to_vec() };
+            bytes.extend(chunks(&last, 128, true).concat());
+            expected.push(last);
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(bytes.len())).collect();
+            cuts.sort_unstable();
+            cuts.push(bytes.len());
+            let (mut reader, mut found, mut from) = (reader(), Vec::new(), 0);
+            for cut in cuts {
+                found.extend(read_all(&mut reader, &bytes[from..cut]).expect("valid"));
+                from = cut;
+            }
+            prop_assert_eq!(reader.held_bytes, 0);
+            prop_assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(&expected) {
+                prop_assert_eq!(found.kind, expected.kind);
+                prop_assert_eq!(found.stream_id, expected.stream_id);
+                prop_assert_eq!(found.timestamp, expected.timestamp);
+                prop_assert_eq!(&found.payload[..], &expected.payload[..]);
+            }
+        }
+
+        #[test]
+        fn nothing_panics(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let _ = read_all(&mut reader(), &bytes);
+        }
+    }
+}

@@ -555,4 +555,9 @@ fn low_32(value: u64) -> u32 {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "made-up data"
+)]
 mod tests;
