@@ -26,6 +26,8 @@ pub mod rtp;
 pub mod rtx;
 pub mod sdp;
 pub mod stream;
+#[cfg(any(test, feature = "testkit"))]
+pub mod testkit;
 pub mod time;
 pub mod track;
 pub mod unit;
