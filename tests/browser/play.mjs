@@ -1,0 +1,141 @@
+// Opens a player page in Chromium and reports what is seen and heard, one JSON object a line.
+//
+//   node play.mjs measure URL SCREENSHOT   plays, clicks the sound button, measures ten seconds, ends
+//   node play.mjs follow URL SCREENSHOT    prints the player's state every 200 ms until stdin ends
+
+import process from 'node:process';
+import { chromium } from 'playwright-core';
+
+const [mode, url, screenshot] = process.argv.slice(2);
+const MEASURE_MS = 10000;
+const JOIN_MS = 30000;
+
+const say = (value) => process.stdout.write(`${JSON.stringify(value)}\n`);
+
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+  args: [
+    '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+    '--disable-background-networking', '--disable-component-update', '--disable-sync',
+  ],
+});
+const page = await browser.newPage({ viewport: { width: 1280, height: 800 } });
+const errors = [];
+page.on('pageerror', (error) => errors.push(String(error)));
+page.on('console', (message) => console.error(`[page] ${message.type()}: ${message.text()}`));
+
+/** Runs in the page: reads the bars of each decoded frame, the tone, and the playout times. */
+async function measure(milliseconds) {
+  const stream = document.querySelector('video').srcObject;
+  const BARS = 20;
+  const numbers = [];
+  let unreadable = 0;
+  const processor = new MediaStreamTrackProcessor({ track: stream.getVideoTracks()[0].clone(), maxBufferSize: 90 });
+  const reader = processor.readable.getReader();
+
+  const read = async (frame) => {
+    const { width, height } = frame.visibleRect;
+    const pixels = new Uint8Array(frame.allocationSize());
+    const [luma] = await frame.copyTo(pixels);
+    let code = 0;
+    for (let bar = 0; bar < BARS; bar += 1) {
+      const x = Math.floor(((bar + 0.5) * width) / BARS);
+      let sum = 0;
+      for (let row = 0; row < 16; row += 1) {
+        sum += pixels[luma.offset + (Math.floor(height / 6) + row - 8) * luma.stride + x];
+      }
+      code = code * 2 + (sum / 16 > 125 ? 1 : 0);
+    }
+    const number = code >> 4;
+    const nibbles = (number & 15) + ((number >> 4) & 15) + ((number >> 8) & 15) + ((number >> 12) & 15);
+    if (((nibbles + 5) & 15) === (code & 15)) numbers.push(number);
+    else unreadable += 1;
+  };
+
+  const context = new AudioContext();
+  await context.resume();
+  const analyser = new AnalyserNode(context, { fftSize: 8192, smoothingTimeConstant: 0 });
+  context.createMediaStreamSource(new MediaStream(stream.getAudioTracks())).connect(analyser);
+  const spectrum = new Float32Array(analyser.frequencyBinCount);
+  const tones = [];
+  const offsets = [];
+  const latencies = [];
+  const sampler = setInterval(() => {
+    analyser.getFloatFrequencyData(spectrum);
+    const loudest = spectrum.indexOf(spectrum.reduce((a, b) => Math.max(a, b)));
+    tones.push({ hertz: (loudest * context.sampleRate) / analyser.fftSize, decibels: spectrum[loudest] });
+    const { videoPlayoutMs, audioPlayoutMs, latencyMs } = window.headwater.stats;
+    if (videoPlayoutMs && audioPlayoutMs) offsets.push(videoPlayoutMs - audioPlayoutMs);
+    if (latencyMs) latencies.push(latencyMs);
+  }, 250);
+
+  const until = performance.now() + milliseconds;
+  const before = { ...window.headwater.stats, at: performance.now() };
+  while (performance.now() < until) {
+    const { value: frame, done } = await reader.read();
+    if (done) break;
+    await read(frame);
+    frame.close();
+  }
+  // The player reads its figures four times a second.
+  await new Promise((resolve) => { setTimeout(resolve, 300); });
+  const after = { ...window.headwater.stats, at: performance.now() };
+  clearInterval(sampler);
+  await reader.cancel();
+
+  const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];
+  const heard = tones.filter((tone) => tone.decibels > -60 && Math.abs(tone.hertz - 440) < 12).length;
+  const steps = numbers.slice(1).map((number, index) => (number - numbers[index]) & 0xffff);
+  return {
+    seconds: (after.at - before.at) / 1000,
+    decoded: after.frames - before.frames,
+    read: numbers.length,
+    unreadable,
+    // One less than the frames that the publisher drew between the first and the last one read.
+    span: steps.reduce((sum, step) => sum + (step < 0x8000 ? step : 0), 0),
+    disorder: steps.filter((step) => step === 0 || step >= 0x8000).length,
+    toneSamples: tones.length,
+    toneHeard: heard,
+    tone: median(tones.map((tone) => tone.hertz)),
+    offsetSamples: offsets.length,
+    offsetMs: median(offsets),
+    latencyMs: median(latencies),
+    stats: after,
+  };
+}
+
+try {
+  await page.goto(url);
+  if (mode === 'measure') {
+    await page.waitForFunction(() => window.headwater.state === 'live', null, { timeout: JOIN_MS });
+    const muted = await page.evaluate(() => document.querySelector('video').muted);
+    await page.getByRole('button', { name: 'Turn the sound on' }).click();
+    const unmuted = await page.evaluate(() => !document.querySelector('video').muted);
+    await page.keyboard.press('i');
+    const statistics = await page.locator('#panel').isVisible();
+    // The burst that starts the picture is over and audio and video have found each other.
+    await page.waitForFunction(() => window.headwater.stats.videoPlayoutMs && window.headwater.stats.frames > 60, null, { timeout: JOIN_MS });
+    const result = await page.evaluate(measure, MEASURE_MS);
+    await page.screenshot({ path: screenshot });
+    say({ muted, unmuted, statistics, errors, state: await page.evaluate(() => window.headwater.state), ...result });
+  } else {
+    let ended = false;
+    process.stdin.on('end', () => { ended = true; }).resume();
+    while (!ended) {
+      say({ errors, ...await page.evaluate(() => ({
+        state: window.headwater.state, joins: window.headwater.joins, frames: window.headwater.stats.frames ?? 0,
+        text: document.getElementById('cover-text').textContent, history: window.headwater.history,
+      })) });
+      await new Promise((resolve) => { setTimeout(resolve, 200); });
+    }
+    await page.screenshot({ path: screenshot });
+    // Runs the page's own farewell, which deletes its session.
+    await page.close({ runBeforeUnload: false });
+  }
+} catch (error) {
+  await page.screenshot({ path: screenshot }).catch(() => {});
+  say({ failed: String(error), errors, headwater: await page.evaluate(() => window.headwater).catch(() => null) });
+  process.exitCode = 1;
+} finally {
+  await browser.close();
+}

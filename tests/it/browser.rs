@@ -1,0 +1,167 @@
+//! The player page in a real Chromium, driven by `tests/browser/play.mjs`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::harness::{
+    Cluster, Directory, Options, Picture, Process, Publisher, Sound, eventually, get, number,
+    seconds,
+};
+
+/// The screenshots lie in `target/tmp` for people to look at.
+fn screenshot(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.png"))
+}
+
+struct Browser {
+    process: Process,
+    // Closing it asks the script to end.
+    stdin: Option<std::process::ChildStdin>,
+}
+
+impl Browser {
+    fn open(mode: &str, url: &str, name: &str) -> Self {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
+        assert!(
+            directory.join("node_modules/playwright-core").exists(),
+            "playwright-core is missing: run `npm --prefix tests/browser ci` or `make test`"
+        );
+        let mut command = Command::new("node");
+        command
+            .arg(directory.join("play.mjs"))
+            .args([mode, url])
+            .arg(screenshot(name))
+            .stdin(Stdio::piped());
+        let mut process = Process::start("chromium", &mut command);
+        let stdin = process.stdin();
+        Self { process, stdin }
+    }
+
+    fn last(&self) -> Option<Value> {
+        let lines = self.process.lines();
+        lines.iter().rev().find_map(|line| {
+            let value: Value = serde_json::from_str(line).ok()?;
+            value.is_object().then_some(value)
+        })
+    }
+
+    fn await_state(&mut self, state: &str, limit: Duration) -> Value {
+        eventually(&format!("the player is {state}"), limit, || {
+            let seen = self.last();
+            assert!(self.process.running(), "the browser ended: {seen:?}");
+            seen.filter(|seen| seen["state"] == state)
+        })
+    }
+
+    /// Waits until the picture moves on by `more` frames of the same session.
+    fn await_frames(&mut self, more: u64, limit: Duration) {
+        let before = self.last().map_or(0, |seen| number(&seen, "/frames"));
+        eventually("the picture moves", limit, || {
+            let seen = self.last()?;
+            (seen["state"] == "live" && number(&seen, "/frames") >= before + more).then_some(())
+        });
+    }
+}
+
+#[test]
+fn browser_sees_every_frame_in_order_and_hears_the_tone_in_sync() {
+    let mut cluster = Cluster::split(Directory::Etcd, &Options::default());
+    let url = cluster.rtmp_url("live/counter");
+    let _publisher = Publisher::start(&url, Picture::Counter, Sound::Tone);
+    let page = format!("http://127.0.0.1:{}/play/live/counter", cluster.edge().http);
+    let mut browser = Browser::open("measure", &page, "player");
+    let status = browser.process.wait(seconds(80));
+    let seen = browser.last().unwrap_or_default();
+    assert!(status.success(), "{seen:#}");
+    assert_eq!(seen["errors"], serde_json::json!([]), "errors in the page");
+    assert_eq!(seen["muted"], true, "it starts without sound: {seen:#}");
+    assert_eq!(
+        seen["unmuted"], true,
+        "the button turns the sound on: {seen:#}"
+    );
+    assert_eq!(seen["statistics"], true, "i opens the statistics: {seen:#}");
+
+    let float = |name: &str| seen[name].as_f64().unwrap_or(f64::NAN);
+    let expected = 30.0 * float("seconds");
+    assert!(
+        float("decoded") >= 0.99 * expected - 2.0,
+        "{expected} frames were sent: {seen:#}"
+    );
+    assert_eq!(seen["disorder"], 0, "{seen:#}");
+    assert_eq!(seen["unreadable"], 0, "{seen:#}");
+    assert!(
+        float("read") >= 0.99 * (float("span") + 1.0),
+        "frames are missing: {seen:#}"
+    );
+    assert!(float("read") >= 270.0, "{seen:#}");
+    assert!(float("toneHeard") >= 0.9 * float("toneSamples"), "{seen:#}");
+    assert!(float("offsetMs").abs() <= 80.0, "{seen:#}");
+    assert_eq!(seen["stats"]["latencyKind"], "measured", "{seen:#}");
+}
+
+#[test]
+fn browser_comes_back_by_itself_after_publisher_and_edge() {
+    let mut cluster = Cluster::split(Directory::Etcd, &Options::default());
+    let url = cluster.rtmp_url("live/demo");
+    let page = format!("http://127.0.0.1:{}/play/live/demo", cluster.edge().http);
+
+    let mut browser = Browser::open("follow", &page, "recovered");
+    browser.await_state("waiting", seconds(30));
+    let mut publisher = Publisher::start(&url, Picture::Test, Sound::Tone);
+    browser.await_state("live", seconds(20));
+
+    // The publisher pauses: the session stays, and nothing is joined anew.
+    let joins = number(&browser.last().unwrap_or_default(), "/joins");
+    publisher.kill();
+    browser.await_state("held", seconds(10));
+    drop(publisher);
+    let _publisher = Publisher::start(&url, Picture::Test, Sound::Tone);
+    browser.await_state("live", seconds(20));
+    browser.await_frames(30, seconds(10));
+    let seen = browser.last().unwrap_or_default();
+    assert_eq!(number(&seen, "/joins"), joins, "{seen:#}");
+
+    // The edge dies: the player notices long before ICE does, and joins the new one.
+    cluster.edge().kill();
+    browser.await_state("reconnecting", seconds(5));
+    cluster.edge().restart();
+    browser.await_state("live", seconds(25));
+    let seen = browser.last().unwrap_or_default();
+    assert!(number(&seen, "/joins") > joins, "{seen:#}");
+    assert_eq!(seen["errors"], serde_json::json!([]), "errors in the page");
+
+    // Leaving the page ends the session at once, not after the consent timeout.
+    let admin = cluster.edge().admin;
+    let viewers = || Some(get(admin, "/api/v1/viewers")?.body.contains("live/demo"));
+    assert_eq!(viewers(), Some(true));
+    drop(browser.stdin.take());
+    eventually("the session is deleted", seconds(5), || {
+        viewers().filter(|any| !any)
+    });
+    browser.process.wait(seconds(15));
+}
+
+#[test]
+fn browser_explains_b_frames() {
+    let mut cluster = Cluster::standalone(&Options::default());
+    let _publisher = Publisher::start(&cluster.rtmp_url("live/b"), Picture::BFrames, Sound::Tone);
+    let origin = cluster.origin();
+    eventually("B-frames are noticed", seconds(15), || {
+        origin
+            .stream("live/b")
+            .filter(|record| record.to_string().contains("B-frames"))
+    });
+    let page = format!("http://127.0.0.1:{}/play/live/b", cluster.edge().http);
+    let mut browser = Browser::open("follow", &page, "b-frames");
+    let seen = browser.await_state("problem", seconds(20));
+    let text = seen["text"].as_str().unwrap_or_default();
+    assert!(
+        text.contains("B-frames") && text.contains("OBS"),
+        "{seen:#}"
+    );
+    drop(browser.stdin.take());
+    browser.process.wait(seconds(15));
+}

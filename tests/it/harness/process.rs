@@ -1,0 +1,168 @@
+//! Child processes whose output is kept, shown when the test fails, and that never outlive it.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::{eventually, now, pause};
+
+/// Lines shown of each process when a test fails.
+const SHOWN_LINES: usize = 60;
+
+/// A running child.
+pub(crate) struct Process {
+    pub(crate) name: String,
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+    readers: Vec<JoinHandle<()>>,
+    reaped: bool,
+}
+
+impl Process {
+    /// Starts `command`. Its output goes to the log of this handle.
+    pub(crate) fn start(name: &str, command: &mut Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name} does not start ({command:?}): {error}"));
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let readers = [
+            child.stdout.take().map(|out| follow(out, &log)),
+            child.stderr.take().map(|err| follow(err, &log)),
+        ];
+        Self {
+            name: name.to_owned(),
+            child,
+            log,
+            readers: readers.into_iter().flatten().collect(),
+            reaped: false,
+        }
+    }
+
+    /// The child's stdin, if it was piped.
+    pub(crate) fn stdin(&mut self) -> Option<std::process::ChildStdin> {
+        self.child.stdin.take()
+    }
+
+    /// Everything it printed.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Whether it printed a line that contains `text`.
+    pub(crate) fn said(&self, text: &str) -> bool {
+        self.lines().iter().any(|line| line.contains(text))
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn running(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_none())
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it as a crash would.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.reaped = true;
+    }
+
+    /// Asks it to stop, as Kubernetes and systemd do.
+    pub(crate) fn terminate(&self) {
+        let status = Command::new("kill")
+            .args(["-TERM", &self.pid().to_string()])
+            .status();
+        assert!(
+            status.is_ok_and(|status| status.success()),
+            "{} could not be signalled",
+            self.name
+        );
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let status = eventually(&format!("{} ends", self.name), limit, || {
+            self.child.try_wait().ok().flatten()
+        });
+        self.reaped = true;
+        // What it said last may still be in the pipes.
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+        status
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !self.reaped {
+            self.kill();
+        }
+        if std::thread::panicking() {
+            // The readers end with the pipes; a grandchild may hold those open, so they get a moment only.
+            let since = now();
+            while self.readers.iter().any(|reader| !reader.is_finished())
+                && since.elapsed() < Duration::from_millis(300)
+            {
+                pause(Duration::from_millis(10));
+            }
+            let lines = self.lines();
+            let skipped = lines.len().saturating_sub(SHOWN_LINES);
+            eprintln!(
+                "--- {} (pid {}, {skipped} lines before)",
+                self.name,
+                self.pid()
+            );
+            for line in lines.iter().skip(skipped) {
+                eprintln!("    {line}");
+            }
+        }
+    }
+}
+
+fn follow(stream: impl Read + Send + 'static, log: &Arc<Mutex<Vec<String>>>) -> JoinHandle<()> {
+    let log = Arc::clone(log);
+    std::thread::spawn(move || {
+        for line in BufReader::new(stream).lines() {
+            let Ok(line) = line else { return };
+            log.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(line);
+        }
+    })
+}
+
+/// `count` neighbouring ports that nobody uses by TCP or UDP.
+///
+/// They lie below the range that the kernel gives to outgoing connections, so that nothing takes them before the server
+/// that they are for; tests in other processes start elsewhere.
+pub(crate) fn free_ports(count: u16) -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 12_000;
+    const RANGE: u16 = 18_000;
+    let start = u16::try_from(std::process::id() % u32::from(RANGE)).unwrap_or_default();
+    for _ in 0..RANGE {
+        let offset = NEXT.fetch_add(count, Ordering::Relaxed);
+        let port = FIRST + (start.wrapping_add(offset)) % RANGE;
+        let free = (port..port + count).all(|port| {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
+                && UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
+        });
+        if free {
+            return port;
+        }
+    }
+    panic!("no free port");
+}

@@ -1,0 +1,72 @@
+//! `headwater probe` as the viewer.
+
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{Process, eventually, seconds};
+
+/// Watches for `duration` and returns the exit code and the last line of JSON.
+pub(crate) fn probe(url: &str, duration: Duration, flags: &[&str]) -> (i32, Value) {
+    let mut viewer = Viewer::start(url, duration, flags);
+    let status = viewer.process.wait(duration + seconds(40));
+    let report = viewer.last().expect("a probe prints a report");
+    (status.code().unwrap_or(-1), report)
+}
+
+/// A probe that watches in the background and tells what it sees every 200 ms.
+pub(crate) struct Viewer {
+    pub(crate) process: Process,
+}
+
+impl Viewer {
+    /// Joins `url` and watches for `duration`.
+    pub(crate) fn start(url: &str, duration: Duration, flags: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_headwater"));
+        let duration = format!("{}ms", duration.as_millis());
+        command.args([
+            "probe",
+            url,
+            "--json",
+            "--interval",
+            "200ms",
+            "--duration",
+            &duration,
+        ]);
+        command.args(flags);
+        Self {
+            process: Process::start("probe", &mut command),
+        }
+    }
+
+    /// The newest line it printed.
+    pub(crate) fn last(&self) -> Option<Value> {
+        self.process
+            .lines()
+            .iter()
+            .rev()
+            .find_map(|line| serde_json::from_str(line).ok())
+    }
+
+    /// Decodable frames so far.
+    pub(crate) fn frames(&self) -> u64 {
+        self.last()
+            .map_or(0, |line| number(&line, "/video/decodable"))
+    }
+
+    /// Waits until `more` decodable frames came since now.
+    pub(crate) fn await_frames(&mut self, more: u64, limit: Duration) {
+        let wanted = self.frames() + more;
+        eventually(&format!("{more} more frames arrive"), limit, || {
+            let arrived = self.frames() >= wanted;
+            assert!(arrived || self.process.running(), "the probe ended");
+            arrived.then_some(())
+        });
+    }
+}
+
+/// An unsigned number of a report, 0 if it lacks.
+pub(crate) fn number(report: &Value, pointer: &str) -> u64 {
+    report.pointer(pointer).and_then(Value::as_u64).unwrap_or(0)
+}
