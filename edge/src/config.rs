@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use headwater_node::auth::Token;
 use serde::{Deserialize, Serialize};
 
 use crate::http::{IceServer, limits};
@@ -48,6 +49,9 @@ pub struct Config {
     pub limits: limits::Config,
     /// STUN and TURN servers that players are told of. This edge needs none.
     pub ice_servers: Vec<IceServer>,
+    /// Who presents it may watch; none: everybody. Set from `[auth]`.
+    #[serde(skip)]
+    pub play_token: Option<Token>,
 }
 
 impl Default for Config {
@@ -72,6 +76,7 @@ impl Default for Config {
             receive_buffer_bytes: 4 << 20,
             limits: limits::Config::default(),
             ice_servers: Vec::new(),
+            play_token: None,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Layered configuration: defaults, then a TOML file, then `HEADWATER_*` variables, then flags; unknown keys are errors.
+//! Layered configuration: defaults, a role's own defaults, then a TOML file, then `HEADWATER_*` variables, then flags; unknown keys are errors.
 //!
 //! The schema is the caller's: any struct that deserializes with `deny_unknown_fields` and defaults. A variable's name is
 //! its key in capitals, with two underscores for the dot: `HEADWATER_RTMP__LISTEN` sets `rtmp.listen`, `HEADWATER_ID` sets
@@ -34,6 +34,8 @@ pub struct Override {
 /// Where values come from, in order of rank: later layers win.
 #[derive(Debug, Clone, Default)]
 pub struct Layers {
+    /// What a role changes in the schema's defaults; everything else wins over it.
+    pub base: Vec<Override>,
     /// The TOML file, if one is named. It must exist then.
     pub file: Option<PathBuf>,
     /// The process's environment, or what a test gives for it. Only names that start with [`ENV_PREFIX`] are read.
@@ -70,10 +72,18 @@ pub enum Error {
 /// [`Error`]: tell the operator; nothing was started.
 pub fn load<T: DeserializeOwned>(layers: &Layers) -> Result<T, Error> {
     let keys = keys::<T>();
-    let mut merged = match &layers.file {
-        Some(path) => read_file::<T>(path, &keys)?,
-        None => Table::new(),
-    };
+    let mut merged = Table::new();
+    for default in &layers.base {
+        set(&mut merged, &default.key, default.value.clone()).map_err(|message| {
+            Error::Invalid {
+                place: default.from.clone(),
+                message,
+            }
+        })?;
+    }
+    if let Some(path) = &layers.file {
+        merge(&mut merged, read_file::<T>(path, &keys)?);
+    }
     for (name, text) in &layers.env {
         if let Some(key) = env_key(name) {
             let value = typed::<T>(&key, text).map_err(|error| Error::Invalid {
@@ -209,6 +219,18 @@ fn set(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
             match inner {
                 Value::Table(inner) => set(inner, rest, value),
                 _ => Err(format!("`{section}` is no section")),
+            }
+        }
+    }
+}
+
+/// Puts `over` on top: sections are merged key by key, everything else is replaced.
+fn merge(under: &mut Table, over: Table) {
+    for (key, value) in over {
+        match (under.get_mut(&key), value) {
+            (Some(Value::Table(under)), Value::Table(over)) => merge(under, over),
+            (_, value) => {
+                under.insert(key, value);
             }
         }
     }
@@ -379,6 +401,20 @@ mod tests {
         assert_eq!(all.rtmp.listen.port(), 3);
         assert_eq!((all.rtmp.chunk_bytes, all.id.as_deref()), (1, Some("file")));
         assert_eq!(all.edge, Edge::default());
+    }
+
+    #[test]
+    fn the_file_wins_over_a_roles_defaults_key_by_key() {
+        let (_dir, mut layers) = file("[edge]\nshards = 2\n");
+        for (key, value) in [("edge.shards", Value::from(9)), ("edge.ice", true.into())] {
+            layers.base.push(Override {
+                key: key.into(),
+                value,
+                from: "role".into(),
+            });
+        }
+        let root: Root = load(&layers).expect("loads");
+        assert_eq!((root.edge.shards, root.edge.ice), (Some(2), true));
     }
 
     #[test]

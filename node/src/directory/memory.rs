@@ -170,3 +170,31 @@ impl Directory for MemoryDirectory {
         async move { self.remove_own() }.boxed()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::directory::suite;
+
+    struct Cluster(MemoryDirectory);
+
+    impl suite::Cluster for Cluster {
+        fn node(&self, id: &str) -> Arc<dyn Directory> {
+            Arc::new(self.0.view(id.parse().expect("valid")))
+        }
+    }
+
+    fn cluster() -> Cluster {
+        Cluster(MemoryDirectory::new("observer".parse().expect("valid")))
+    }
+
+    #[tokio::test]
+    async fn the_suite_holds() {
+        suite::claims_are_exclusive_and_epochs_only_grow(&cluster()).await;
+        suite::a_release_is_of_one_epoch(&cluster()).await;
+        suite::changes_wake_who_waits(&cluster()).await;
+        suite::nodes_come_change_and_go(&cluster()).await;
+        suite::concurrent_claims_have_one_winner(&cluster()).await;
+        suite::a_dead_node_leaves_nothing(&cluster()).await;
+    }
+}

@@ -2,6 +2,8 @@
 //!
 //! Edges read it from a watched copy, so that it may be away without a viewer noticing (static stability).
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
@@ -9,7 +11,41 @@ use headwater_media::id::{Epoch, NodeId, StreamName};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+pub mod etcd;
+pub mod fixed;
 pub mod memory;
+#[cfg(test)]
+mod suite;
+
+/// The name of a cluster: 1 to 63 characters of `A-Z a-z 0-9 . _ -`. Clusters of different names share an etcd without
+/// seeing each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ClusterName(NodeId);
+
+impl Default for ClusterName {
+    fn default() -> Self {
+        Self("default".parse().expect("a valid name"))
+    }
+}
+
+impl FromStr for ClusterName {
+    type Err = InvalidClusterName;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self).map_err(|_| InvalidClusterName)
+    }
+}
+
+impl fmt::Display for ClusterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Why a text is no [`ClusterName`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a cluster name is 1 to 63 characters of A-Z a-z 0-9 . _ -")]
+pub struct InvalidClusterName;
 
 /// What a node does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

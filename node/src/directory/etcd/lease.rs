@@ -1,0 +1,173 @@
+//! Keeps this node's lease alive and its records under it.
+//!
+//! The lease is beaten every third of its time to live; a beat that isn't answered within two seconds moves to another
+//! endpoint. When etcd says that the lease is gone, a new one is taken and everything this node wants to be in etcd is put
+//! again: after a random wait, since the other nodes lost theirs at the same moment.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{Error as EtcdError, PutOptions};
+use metrics::counter;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
+
+use super::calls::{CallError, Repeat};
+use super::{Shared, claims};
+use crate::backoff::{Backoff, jitter};
+
+/// A beat not answered within this is lost.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Over how long the nodes of a cluster spread their return.
+const RETURN_SPREAD: Duration = Duration::from_secs(1);
+
+/// Counter of leases that etcd let go.
+const LOST_TOTAL: &str = "headwater_directory_lost_leases_total";
+
+/// Runs until it is dropped or the node withdraws.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
+    let mut first = true;
+    while !shared.own().withdrawn {
+        let lease = match grant(&shared).await {
+            Ok(lease) => lease,
+            Err(error) => {
+                debug!(%error, "no lease was granted");
+                sleep(backoff.wait()).await;
+                continue;
+            }
+        };
+        backoff.reset();
+        if !first {
+            sleep(jitter(RETURN_SPREAD)).await;
+        }
+        first = false;
+        shared.lease.send_replace(Some(lease));
+        Box::pin(beat(&shared, lease)).await;
+        if shared.own().withdrawn {
+            return;
+        }
+        shared.lease.send_replace(None);
+        counter!(LOST_TOTAL).increment(1);
+        warn!("the directory let this node's lease go; registering anew");
+    }
+}
+
+async fn grant(shared: &Shared) -> Result<i64, CallError> {
+    let ttl = i64::try_from(shared.lease_ttl.as_secs()).unwrap_or(i64::MAX);
+    // A grant performed twice leaves a lease behind that nobody beats: it ends by itself.
+    let granted = shared
+        .calls
+        .run(Repeat::Idempotent, async |client| {
+            client.lease_client().grant(ttl, None).await
+        })
+        .await?;
+    Ok(granted.id())
+}
+
+/// Keeps one lease until it is gone.
+async fn beat(shared: &Shared, lease: i64) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+    let mut whole = false;
+    loop {
+        if shared.own().withdrawn {
+            return;
+        }
+        let Ok(connection) = shared.calls.connection().await else {
+            sleep(backoff.wait()).await;
+            continue;
+        };
+        let mut client = connection.client.lease_client();
+        let (mut keeper, mut answers) =
+            match timeout(ANSWER_DEADLINE, client.keep_alive(lease)).await {
+                Ok(Ok(opened)) => opened,
+                Ok(Err(EtcdError::LeaseKeepAliveError(reason))) if reason.contains("not found") => {
+                    return;
+                }
+                Ok(Err(_)) | Err(_) => {
+                    shared.calls.leave(&connection).await;
+                    sleep(backoff.wait()).await;
+                    continue;
+                }
+            };
+        loop {
+            if !whole {
+                whole = restore(shared, lease).await;
+            }
+            tokio::select! {
+                () = sleep(shared.lease_ttl / 3) => {}
+                () = shared.repair.notified() => {
+                    whole = false;
+                    // Let the events that belong together arrive, and don't spin while records are fought over.
+                    sleep(Duration::from_millis(50) + jitter(Duration::from_millis(50))).await;
+                }
+            }
+            if shared.own().withdrawn {
+                return;
+            }
+            let answered = async {
+                keeper.keep_alive().await?;
+                answers.message().await
+            };
+            match timeout(ANSWER_DEADLINE, answered).await {
+                Ok(Ok(Some(answer))) if answer.ttl() > 0 => {
+                    backoff.reset();
+                    shared
+                        .lease
+                        .send_if_modified(|current| current.replace(lease).is_none());
+                }
+                Ok(Ok(Some(_))) => return,
+                Ok(Ok(None) | Err(_)) | Err(_) => break,
+            }
+        }
+        shared.calls.leave(&connection).await;
+        sleep(backoff.wait()).await;
+    }
+}
+
+/// Puts what is missing or lies under another lease; false if something could not be done now.
+async fn restore(shared: &Shared, lease: i64) -> bool {
+    let (claims, releases) = {
+        let own = shared.own();
+        (own.claims.clone(), own.releases.clone())
+    };
+    if shared.own().node.is_some() && put_node(shared, lease).await.is_err() {
+        return false;
+    }
+    for (name, epoch) in releases {
+        if claims::remove(shared, &name, epoch).await.is_err() {
+            return false;
+        }
+    }
+    let count = claims.len();
+    for (name, claim) in claims {
+        if claims::restore(shared, &name, &claim, lease).await.is_err() {
+            return false;
+        }
+    }
+    if count > 0 {
+        info!(streams = count, "stream records stand in the directory");
+    }
+    true
+}
+
+/// Puts this node's record; putting it twice does no harm.
+pub(super) async fn put_node(shared: &Shared, lease: i64) -> Result<(), CallError> {
+    let Some(record) = shared.own().node.clone() else {
+        return Ok(());
+    };
+    let key = shared.keys.node(&shared.id);
+    let value = serde_json::to_vec(&record).unwrap_or_default();
+    shared
+        .calls
+        .run(Repeat::Idempotent, async |client| {
+            let options = PutOptions::new().with_lease(lease);
+            client
+                .kv_client()
+                .put(key.as_str(), value.as_slice(), Some(options))
+                .await
+        })
+        .await?;
+    Ok(())
+}

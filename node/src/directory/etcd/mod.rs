@@ -1,0 +1,355 @@
+//! The directory in etcd, by the rules that etcd and its client ask for (see `ARCHITECTURE.md`).
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`calls`] | calls with deadlines and retries, one endpoint at a time |
+//! | [`claims`] | transactions on stream records |
+//! | [`lease`] | keeps this node's lease, and its records under it |
+//! | [`records`] | keys and values |
+//! | [`watcher`] | the watched copy that all reads are answered from |
+//!
+//! Invariants: reads never make a round trip; the copy and this node's claims outlive any absence of etcd; every record of
+//! this node lies under its lease, so it goes within its time to live ([`LEASE_TTL`]) of the node's death; epochs of a stream only grow.
+
+mod calls;
+mod claims;
+mod lease;
+mod records;
+#[cfg(test)]
+mod tests;
+mod watcher;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use etcd_client::KeyValue;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use headwater_media::id::{Epoch, NodeId, StreamName};
+use metrics::{counter, gauge};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tracing::{debug, warn};
+
+use super::{ClusterName, Directory, Error, NodeRecord, StreamRecord, Upstream};
+use crate::clock::Clock;
+use calls::{CallError, Calls, Repeat};
+use records::{Keys, StreamValue, Subject};
+
+/// How long the records of a node that died stay. Long enough to bridge an etcd election and a slow network, short enough
+/// that a stream of a dead origin can be taken over soon.
+pub const LEASE_TTL: Duration = Duration::from_secs(12);
+
+/// How long [`Directory::withdraw`] tries.
+const WITHDRAW_DEADLINE: Duration = Duration::from_millis(1500);
+
+/// Gauge: 1 once the first listing has been seen.
+const SYNCED: &str = "headwater_directory_synced";
+/// Counter of records in etcd that can't be read.
+const UNREADABLE_TOTAL: &str = "headwater_directory_unreadable_records_total";
+/// Counter of stream claims that another node took while this one was away.
+const LOST_CLAIMS_TOTAL: &str = "headwater_directory_lost_claims_total";
+
+/// How etcd is reached.
+#[derive(Clone)]
+pub struct Options {
+    /// Client URLs of the members, `http://host:port`. Not empty.
+    pub endpoints: Vec<String>,
+    /// The cluster that this node belongs to.
+    pub cluster: ClusterName,
+    /// Name and password, if etcd asks for them.
+    pub user: Option<(String, String)>,
+    /// How long the records of a node that died stay; [`LEASE_TTL`] unless there is a reason.
+    pub lease_ttl: Duration,
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("endpoints", &self.endpoints)
+            .field("cluster", &self.cluster)
+            .field("user", &self.user.as_ref().map(|(name, _)| name))
+            .field("lease_ttl", &self.lease_ttl)
+            .finish()
+    }
+}
+
+/// One node's view of the directory in etcd. Dropping it without [`Directory::withdraw`] leaves its records until the lease
+/// runs out, as the death of the node would.
+pub struct EtcdDirectory {
+    shared: Arc<Shared>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    id: NodeId,
+    keys: Keys,
+    clock: Clock,
+    lease_ttl: Duration,
+    calls: Calls,
+    /// The lease that is believed to live.
+    lease: watch::Sender<Option<i64>>,
+    /// Wakes the lease's keeper: records are missing, or releases are due.
+    repair: Notify,
+    own: Mutex<Own>,
+    copy: Mutex<Copy>,
+    changes: watch::Sender<u64>,
+    synced: AtomicBool,
+}
+
+/// What this node wants to be in etcd.
+#[derive(Default)]
+struct Own {
+    node: Option<NodeRecord>,
+    claims: BTreeMap<StreamName, Claim>,
+    /// Given up, but perhaps still there.
+    releases: BTreeMap<StreamName, Epoch>,
+    withdrawn: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Claim {
+    epoch: Epoch,
+    grpc_url: String,
+}
+
+/// What is in etcd, as far as is known.
+#[derive(Default)]
+struct Copy {
+    nodes: BTreeMap<NodeId, NodeRecord>,
+    streams: BTreeMap<StreamName, StreamRecord>,
+}
+
+impl EtcdDirectory {
+    /// Starts the view of node `id`; its tasks run on `io`. Doesn't wait for etcd: see [`Directory::synced`].
+    pub fn start(options: Options, id: NodeId, clock: Clock, io: &tokio::runtime::Handle) -> Self {
+        let shared = Arc::new(Shared {
+            id,
+            keys: Keys::new(&options.cluster),
+            clock,
+            lease_ttl: options.lease_ttl,
+            calls: Calls::new(options.endpoints, options.user),
+            lease: watch::Sender::new(None),
+            repair: Notify::new(),
+            own: Mutex::default(),
+            copy: Mutex::default(),
+            changes: watch::Sender::new(0),
+            synced: AtomicBool::new(false),
+        });
+        gauge!(SYNCED).set(0.0);
+        let tasks = vec![
+            io.spawn(watcher::run(Arc::clone(&shared))),
+            io.spawn(lease::run(Arc::clone(&shared))),
+        ];
+        Self { shared, tasks }
+    }
+}
+
+impl Drop for EtcdDirectory {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+impl Directory for EtcdDirectory {
+    /// On [`Error::Unavailable`] the record is announced as soon as etcd answers.
+    fn announce(&self, record: NodeRecord) -> BoxFuture<'_, Result<(), Error>> {
+        async move {
+            self.shared.own().node = Some(record);
+            let lease = self.shared.current_lease().await?;
+            let announced = lease::put_node(&self.shared, lease).await;
+            announced.map_err(|error| {
+                self.shared.repair.notify_one();
+                unavailable(&error)
+            })
+        }
+        .boxed()
+    }
+
+    fn claim(&self, name: StreamName, grpc_url: String) -> BoxFuture<'_, Result<Epoch, Error>> {
+        claims::claim(&self.shared, name, grpc_url).boxed()
+    }
+
+    /// On [`Error::Unavailable`] the record is removed as soon as etcd answers.
+    fn release(&self, name: StreamName, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>> {
+        claims::release(&self.shared, name, epoch).boxed()
+    }
+
+    fn upstreams(&self, name: &StreamName) -> Vec<Upstream> {
+        let copy = self.shared.copy();
+        copy.streams
+            .get(name)
+            .map(Upstream::from)
+            .into_iter()
+            .collect()
+    }
+
+    fn streams(&self) -> Vec<StreamRecord> {
+        self.shared.copy().streams.values().cloned().collect()
+    }
+
+    fn nodes(&self) -> Vec<NodeRecord> {
+        self.shared.copy().nodes.values().cloned().collect()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    fn synced(&self) -> bool {
+        self.shared.synced.load(Ordering::Acquire)
+    }
+
+    fn withdraw(&self) -> BoxFuture<'_, ()> {
+        async move {
+            {
+                let mut own = self.shared.own();
+                *own = Own {
+                    withdrawn: true,
+                    ..Own::default()
+                };
+            }
+            let Some(lease) = self.shared.lease.send_replace(None) else {
+                return;
+            };
+            // All records of the node go with its lease, in one step.
+            let revoke = self.shared.calls.run(Repeat::Idempotent, async |client| {
+                client.lease_client().revoke(lease).await
+            });
+            match tokio::time::timeout(WITHDRAW_DEADLINE, revoke).await {
+                Ok(Ok(_)) => debug!("withdrawn from the directory"),
+                Ok(Err(error)) if error.is_lease_gone() => {}
+                Ok(Err(_)) | Err(_) => {
+                    warn!(
+                        ttl_seconds = self.shared.lease_ttl.as_secs(),
+                        "could not withdraw from the directory; the lease will run out"
+                    );
+                }
+            }
+        }
+        .boxed()
+    }
+}
+
+impl Shared {
+    fn own(&self) -> MutexGuard<'_, Own> {
+        // Changes are single assignments, inserts or removes: a poisoned lock guards whole data.
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn copy(&self) -> MutexGuard<'_, Copy> {
+        self.copy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lease to write under, waiting for it as long as a call may take.
+    async fn current_lease(&self) -> Result<i64, Error> {
+        if self.own().withdrawn {
+            return Err(Error::Unavailable("this node has withdrawn".into()));
+        }
+        let mut leases = self.lease.subscribe();
+        let granted = leases.wait_for(Option::is_some);
+        match tokio::time::timeout(calls::CALL_DEADLINE, granted).await {
+            Ok(Ok(lease)) => lease.ok_or_else(|| Error::Unavailable("no lease".into())),
+            Ok(Err(_)) | Err(_) => Err(Error::Unavailable("no lease was granted in time".into())),
+        }
+    }
+
+    /// Takes a whole listing over.
+    fn replace(&self, kvs: &[KeyValue]) {
+        let mut fresh = Copy::default();
+        for kv in kvs {
+            fresh.put(&self.keys, kv);
+        }
+        *self.copy() = fresh;
+        self.synced.store(true, Ordering::Release);
+        gauge!(SYNCED).set(1.0);
+        self.check_own();
+        self.changed();
+    }
+
+    /// Takes events over; true means put, false deleted.
+    fn apply<'k>(&self, events: impl Iterator<Item = (&'k KeyValue, bool)>) {
+        {
+            let mut copy = self.copy();
+            for (kv, put) in events {
+                if put {
+                    copy.put(&self.keys, kv);
+                } else {
+                    copy.delete(&self.keys, kv);
+                }
+            }
+        }
+        self.check_own();
+        self.changed();
+    }
+
+    /// Compares what this node has claimed with what is there.
+    fn check_own(&self) {
+        let mut own = self.own();
+        let copy = self.copy();
+        let mut missing = own.node.is_some() && !copy.nodes.contains_key(&self.id);
+        own.claims.retain(|name, claim| match copy.streams.get(name) {
+            Some(record) if record.origin != self.id && record.epoch > claim.epoch => {
+                counter!(LOST_CLAIMS_TOTAL).increment(1);
+                warn!(stream = %name, owner = %record.origin, epoch = %record.epoch, "another node took the stream over");
+                false
+            }
+            Some(_) => true,
+            None => {
+                missing = true;
+                true
+            }
+        });
+        drop(copy);
+        drop(own);
+        if missing {
+            self.repair.notify_one();
+        }
+    }
+
+    fn changed(&self) {
+        self.changes
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+}
+
+impl Copy {
+    fn put(&mut self, keys: &Keys, kv: &KeyValue) {
+        let read = match keys.parse(kv.key()) {
+            None => return,
+            Some(Subject::Node(id)) => {
+                serde_json::from_slice(kv.value()).map(|record: NodeRecord| {
+                    self.nodes.insert(id, record);
+                })
+            }
+            Some(Subject::Stream(name)) => {
+                serde_json::from_slice(kv.value()).map(|value: StreamValue| {
+                    let record = value.record(name.clone(), kv.mod_revision());
+                    self.streams.insert(name, record);
+                })
+            }
+        };
+        if let Err(error) = read {
+            counter!(UNREADABLE_TOTAL).increment(1);
+            debug!(key = kv.key_str().unwrap_or_default(), %error, "unreadable record");
+            self.delete(keys, kv);
+        }
+    }
+
+    fn delete(&mut self, keys: &Keys, kv: &KeyValue) {
+        match keys.parse(kv.key()) {
+            Some(Subject::Node(id)) => drop(self.nodes.remove(&id)),
+            Some(Subject::Stream(name)) => drop(self.streams.remove(&name)),
+            None => {}
+        }
+    }
+}
+
+fn unavailable(error: &CallError) -> Error {
+    Error::Unavailable(error.to_string().into())
+}

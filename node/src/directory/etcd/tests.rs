@@ -1,0 +1,467 @@
+//! The suite on real etcd servers, and what only etcd can do: restart, hang, compact, lose a lease.
+//!
+//! Each test starts its own `etcd` (Debian's `etcd-server`; `HEADWATER_TEST_ETCD` names another) on free loopback ports.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{Client, CompactionOptions};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::*;
+use crate::backoff::Backoff;
+use crate::directory::suite::{
+    self, Cluster as _, claim, name, record, until, until_gone, until_owner,
+};
+
+/// The shortest lease that etcd grants is 2 s.
+const TTL: Duration = Duration::from_secs(3);
+
+/// An etcd server of one or more members; killed on drop.
+struct Etcd {
+    members: Vec<Member>,
+    _data: TempDir,
+}
+
+struct Member {
+    arguments: Vec<String>,
+    url: String,
+    child: Child,
+}
+
+impl Etcd {
+    async fn start(count: usize) -> Self {
+        let data = tempfile::tempdir().expect("tempdir");
+        // Bound all at once, so that no two are the same, and freed just before etcd takes them.
+        let free: Vec<TcpListener> = (0..count * 2)
+            .map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"))
+            .collect();
+        let ports: Vec<u16> = free
+            .iter()
+            .map(|socket| socket.local_addr().expect("bound").port())
+            .collect();
+        drop(free);
+        let peer = |n: usize| format!("http://127.0.0.1:{}", ports[n * 2 + 1]);
+        let cluster: Vec<_> = (0..count).map(|n| format!("m{n}={}", peer(n))).collect();
+        let members = (0..count).map(|n| {
+            let url = format!("http://127.0.0.1:{}", ports[n * 2]);
+            let directory = data.path().join(format!("m{n}"));
+            let arguments = vec![
+                format!("--name=m{n}"),
+                format!("--data-dir={}", directory.display()),
+                format!("--listen-client-urls={url}"),
+                format!("--advertise-client-urls={url}"),
+                format!("--listen-peer-urls={}", peer(n)),
+                format!("--initial-advertise-peer-urls={}", peer(n)),
+                format!("--initial-cluster={}", cluster.join(",")),
+                "--log-level=error".to_owned(),
+            ];
+            Member {
+                child: spawn(&arguments),
+                arguments,
+                url,
+            }
+        });
+        let etcd = Self {
+            members: members.collect(),
+            _data: data,
+        };
+        etcd.client().await;
+        etcd
+    }
+
+    /// A client of the whole cluster that has had an answer.
+    async fn client(&self) -> Client {
+        let urls: Vec<_> = self.members.iter().map(|m| m.url.clone()).collect();
+        let ready = async {
+            let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(200));
+            loop {
+                if let Ok(mut client) = Client::connect(&urls, None).await
+                    && client.get("ready", None).await.is_ok()
+                {
+                    return client;
+                }
+                tokio::time::sleep(backoff.wait()).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), ready)
+            .await
+            .expect("etcd comes up")
+    }
+
+    fn signal(&self, member: usize, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.members[member].child.id()).expect("a pid"));
+        kill(pid, signal).expect("a signal to our own child");
+    }
+
+    fn kill(&mut self, member: usize) {
+        let child = &mut self.members[member].child;
+        child.kill().expect("our own child");
+        child.wait().expect("it ended");
+    }
+
+    fn restart(&mut self, member: usize) {
+        let member = &mut self.members[member];
+        member.child = spawn(&member.arguments);
+    }
+
+    fn options(&self) -> Options {
+        Options {
+            endpoints: self.members.iter().map(|m| m.url.clone()).collect(),
+            cluster: ClusterName::default(),
+            user: None,
+            lease_ttl: TTL,
+        }
+    }
+
+    fn directory(&self, id: &str) -> EtcdDirectory {
+        start(self.options(), id)
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        for member in &mut self.members {
+            let _ = member.child.kill();
+            let _ = member.child.wait();
+        }
+    }
+}
+
+impl suite::Cluster for Etcd {
+    fn node(&self, id: &str) -> Arc<dyn Directory> {
+        Arc::new(self.directory(id))
+    }
+}
+
+fn start(options: Options, id: &str) -> EtcdDirectory {
+    let io = tokio::runtime::Handle::current();
+    EtcdDirectory::start(options, id.parse().expect("valid"), Clock::system(), &io)
+}
+
+fn spawn(arguments: &[String]) -> Child {
+    let program = std::env::var("HEADWATER_TEST_ETCD").unwrap_or_else(|_| "etcd".to_owned());
+    Command::new(&program)
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program} (Debian: etcd-server) does not start: {error}"))
+}
+
+#[tokio::test]
+async fn the_suite_holds() {
+    let etcd = Etcd::start(1).await;
+    suite::claims_are_exclusive_and_epochs_only_grow(&etcd).await;
+    suite::a_release_is_of_one_epoch(&etcd).await;
+    suite::changes_wake_who_waits(&etcd).await;
+    suite::nodes_come_change_and_go(&etcd).await;
+    suite::concurrent_claims_have_one_winner(&etcd).await;
+    suite::a_dead_node_leaves_nothing(&etcd).await;
+}
+
+#[tokio::test]
+async fn clusters_of_different_names_do_not_see_each_other() {
+    let etcd = Etcd::start(1).await;
+    let (ours, other) = (
+        etcd.node("a"),
+        Options {
+            cluster: "other".parse().expect("valid"),
+            ..etcd.options()
+        },
+    );
+    let other: Arc<dyn Directory> = Arc::new(start(other, "a"));
+    claim(&ours, "live/x").await.expect("free");
+    claim(&other, "live/x").await.expect("free there too");
+    let epoch = claim(&other, "live/y").await.expect("free");
+    until_owner(&other, "live/y", "a", epoch).await;
+    assert!(ours.upstreams(&name("live/y")).is_empty());
+}
+
+#[tokio::test]
+async fn a_restart_of_etcd_costs_nothing() {
+    let mut etcd = Etcd::start(1).await;
+    let (a, b) = (etcd.node("a"), etcd.node("b"));
+    a.announce(record("a", 0.0)).await.expect("announced");
+    let epoch = claim(&a, "live/r").await.expect("free");
+    until_owner(&b, "live/r", "a", epoch).await;
+
+    etcd.kill(0);
+    let refused = claim(&b, "live/new").await;
+    assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    assert!(b.synced(), "what is known stays known");
+    assert_eq!(b.upstreams(&name("live/r")).len(), 1);
+
+    etcd.restart(0);
+    etcd.client().await;
+    let new = claim_patiently(&b, "live/new").await;
+    assert!(new > epoch);
+    until_owner(&a, "live/new", "b", new).await;
+    until_owner(&b, "live/r", "a", epoch).await;
+    until(&b, "a is still announced", |d| {
+        d.nodes().iter().any(|n| n.id.as_str() == "a")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_hung_etcd_is_noticed_and_taken_up_again() {
+    let etcd = Etcd::start(1).await;
+    let (a, b) = (etcd.node("a"), etcd.node("b"));
+    let epoch = claim(&a, "live/h").await.expect("free");
+    until_owner(&b, "live/h", "a", epoch).await;
+
+    etcd.signal(0, Signal::SIGSTOP);
+    let refused = claim(&b, "live/new").await;
+    assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    assert_eq!(b.upstreams(&name("live/h")).len(), 1);
+
+    etcd.signal(0, Signal::SIGCONT);
+    let new = claim_patiently(&b, "live/new").await;
+    until_owner(&a, "live/new", "b", new).await;
+    // Its lease may have run out while etcd stood; then the record is put again, with the epoch it had.
+    until_owner(&b, "live/h", "a", epoch).await;
+}
+
+#[tokio::test]
+async fn dead_and_hung_endpoints_are_gone_around() {
+    let etcd = Etcd::start(1).await;
+    // Accepts connections into its backlog and never says a word, as a stopped member does.
+    let hung = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let dead = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = |socket: &TcpListener| format!("http://{}", socket.local_addr().expect("bound"));
+    let mut options = etcd.options();
+    options.endpoints.extend([url(&hung), url(&dead)]);
+    drop(dead);
+    let nodes: Vec<Arc<dyn Directory>> = (0..4)
+        .map(|n| Arc::new(start(options.clone(), &format!("n{n}"))) as Arc<dyn Directory>)
+        .collect();
+    for (n, node) in nodes.iter().enumerate() {
+        let stream = format!("live/{n}");
+        let epoch = claim_patiently(node, &stream).await;
+        for other in &nodes {
+            until_owner(other, &stream, &format!("n{n}"), epoch).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stopped_leader_of_three_is_gone_around() {
+    let etcd = Etcd::start(3).await;
+    let nodes: Vec<_> = (0..3).map(|n| etcd.node(&format!("n{n}"))).collect();
+    let epoch = claim_patiently(&nodes[0], "live/before").await;
+    for node in &nodes {
+        until_owner(node, "live/before", "n0", epoch).await;
+    }
+    let mut client = etcd.client().await;
+    let status = client.status().await.expect("status");
+    let leader = status.leader();
+    let mut stopped = None;
+    for (n, member) in etcd.members.iter().enumerate() {
+        let mut one = Client::connect([&member.url], None).await.expect("client");
+        let id = one
+            .status()
+            .await
+            .expect("status")
+            .header()
+            .map(|h| h.member_id());
+        if id == Some(leader) {
+            stopped = Some(n);
+        }
+    }
+    let stopped = stopped.expect("one of them leads");
+    etcd.signal(stopped, Signal::SIGSTOP);
+    let mut last = epoch;
+    for (n, node) in nodes.iter().enumerate() {
+        let stream = format!("live/after{n}");
+        last = claim_patiently(node, &stream).await;
+        assert!(last > epoch);
+        for other in &nodes {
+            until_owner(other, &stream, &format!("n{n}"), last).await;
+        }
+    }
+    until_owner(&nodes[2], "live/before", "n0", epoch).await;
+    etcd.signal(stopped, Signal::SIGCONT);
+    assert!(claim_patiently(&nodes[0], "live/end").await > last);
+}
+
+#[tokio::test]
+async fn a_lost_lease_is_replaced_and_its_records_put_again() {
+    let etcd = Etcd::start(1).await;
+    let (a, b) = (etcd.directory("a"), etcd.node("b"));
+    let a = Arc::new(a);
+    let seen: Arc<dyn Directory> = a.clone();
+    a.announce(record("a", 0.0)).await.expect("announced");
+    let kept = claim(&seen, "live/kept").await.expect("free");
+    let given_up = claim(&seen, "live/given-up").await.expect("free");
+    a.release(name("live/given-up"), given_up)
+        .await
+        .expect("released");
+    until_owner(&b, "live/kept", "a", kept).await;
+    until_gone(&b, "live/given-up").await;
+
+    let client = etcd.client().await;
+    let lease = a.shared.lease.borrow().expect("a lease");
+    let mut gone = b.changes();
+    client.lease_client().revoke(lease).await.expect("revoked");
+    gone.changed().await.expect("lives");
+    until_owner(&b, "live/kept", "a", kept).await;
+    until(&b, "a is announced again", |d| {
+        d.nodes() == [record("a", 0.0)]
+    })
+    .await;
+    assert_ne!(a.shared.lease.borrow().expect("a lease"), lease);
+    until_gone(&b, "live/given-up").await;
+}
+
+#[tokio::test]
+async fn a_record_that_somebody_deleted_comes_back_and_a_taken_one_does_not() {
+    let etcd = Etcd::start(1).await;
+    let (a, b) = (etcd.node("a"), etcd.node("b"));
+    let epoch = claim(&a, "live/k").await.expect("free");
+    until_owner(&b, "live/k", "a", epoch).await;
+    let mut client = etcd.client().await;
+    let key = "/headwater/default/streams/live/k";
+    let mut changes = b.changes();
+    client.delete(key, None).await.expect("deleted");
+    changes.changed().await.expect("lives");
+    until_owner(&b, "live/k", "a", epoch).await;
+
+    let stolen = r#"{"origin":"thief","grpc_url":"http://thief:1"}"#;
+    client.put(key, stolen, None).await.expect("put");
+    until(&a, "it is the thief's", |d| {
+        d.streams()
+            .iter()
+            .any(|record| record.origin.as_str() == "thief")
+    })
+    .await;
+    client.delete(key, None).await.expect("deleted");
+    until_gone(&a, "live/k").await;
+    let again = claim(&b, "live/k").await.expect("nobody holds it");
+    assert!(again > epoch);
+}
+
+#[tokio::test]
+async fn a_watch_behind_a_compaction_lists_again() {
+    let etcd = Etcd::start(1).await;
+    let a = etcd.node("a");
+    let b = etcd.directory("b");
+    let first = claim(&a, "live/1").await.expect("free");
+    let b = Arc::new(b);
+    let seen: Arc<dyn Directory> = b.clone();
+    until_owner(&seen, "live/1", "a", first).await;
+
+    // The watch loop is put to sleep over writes that are compacted away, as a long partition would.
+    etcd.signal(0, Signal::SIGSTOP);
+    for task in &b.tasks {
+        task.abort();
+    }
+    etcd.signal(0, Signal::SIGCONT);
+    let second = claim_patiently(&a, "live/2").await;
+    a.release(name("live/1"), first).await.expect("released");
+    let mut client = etcd.client().await;
+    let revision = client
+        .get("x", None)
+        .await
+        .expect("answer")
+        .header()
+        .expect("header")
+        .revision();
+    let physical = CompactionOptions::new().with_physical();
+    client
+        .compact(revision, Some(physical))
+        .await
+        .expect("compacted");
+    assert_eq!(
+        seen.upstreams(&name("live/1")).len(),
+        1,
+        "it has not seen the release"
+    );
+
+    let behind = i64::try_from(first.0).expect("a revision");
+    let shared = Arc::clone(&b.shared);
+    let resumed = tokio::spawn(async move { watcher::run_from(shared, Some(behind)).await });
+    until_owner(&seen, "live/2", "a", second).await;
+    until_gone(&seen, "live/1").await;
+    resumed.abort();
+}
+
+#[tokio::test]
+async fn an_etcd_that_lost_its_data_is_filled_again() {
+    let mut etcd = Etcd::start(1).await;
+    let (a, b) = (etcd.node("a"), etcd.node("b"));
+    a.announce(record("a", 0.0)).await.expect("announced");
+    let mut epoch = claim(&a, "live/w").await.expect("free");
+    for _ in 0..20 {
+        epoch = claim(&a, "live/w").await.expect("its own");
+    }
+    until_owner(&b, "live/w", "a", epoch).await;
+    etcd.kill(0);
+    let data = etcd._data.path().join("m0");
+    std::fs::remove_dir_all(&data).expect("its data");
+    etcd.restart(0);
+    etcd.client().await;
+    // A node that never saw the old data finds the record, with the epoch it had.
+    let c = etcd.node("c");
+    until_owner(&c, "live/w", "a", epoch).await;
+    until_owner(&b, "live/w", "a", epoch).await;
+    let next = claim_patiently(&a, "live/w").await;
+    assert!(next > epoch, "epochs grow although revisions began anew");
+}
+
+#[tokio::test]
+async fn without_etcd_nothing_blocks_and_nothing_is_synced() {
+    let dead = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", dead.local_addr().expect("bound"));
+    drop(dead);
+    let options = Options {
+        endpoints: vec![url],
+        cluster: ClusterName::default(),
+        user: None,
+        lease_ttl: TTL,
+    };
+    let alone: Arc<dyn Directory> = Arc::new(start(options, "a"));
+    assert!(!alone.synced());
+    assert!(matches!(
+        claim(&alone, "live/x").await,
+        Err(Error::Unavailable(_))
+    ));
+    assert!(matches!(
+        alone.announce(record("a", 0.0)).await,
+        Err(Error::Unavailable(_))
+    ));
+    tokio::time::timeout(Duration::from_secs(2), alone.withdraw())
+        .await
+        .expect("bounded");
+}
+
+#[test]
+fn options_do_not_show_the_password() {
+    let options = Options {
+        endpoints: vec!["http://e:2379".into()],
+        cluster: ClusterName::default(),
+        user: Some(("headwater".into(), "s3cret".into())),
+        lease_ttl: TTL,
+    };
+    assert!(!format!("{options:?}").contains("s3cret"));
+}
+
+/// Claims as a publisher that tries again would.
+async fn claim_patiently(directory: &Arc<dyn Directory>, stream: &str) -> Epoch {
+    let tried = async {
+        loop {
+            match claim(directory, stream).await {
+                Ok(epoch) => return epoch,
+                Err(Error::Unavailable(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(40), tried)
+        .await
+        .expect("etcd is taken up again")
+}

@@ -1,0 +1,80 @@
+//! The command line: which role runs, with which settings.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`args`] | flags, and the configuration keys they set |
+//! | [`settings`] | the configuration's schema and what must hold across its sections |
+//! | [`addresses`] | the machine's own addresses |
+//! | [`run`] | starts the roles, waits for the signal, stops them |
+//! | [`summary`] | what the operator is told once it runs |
+
+mod addresses;
+mod args;
+mod run;
+mod settings;
+mod summary;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use headwater_node::config::{self, Layers};
+
+use args::{Args, Command, Role};
+use settings::Settings;
+
+/// The binary's version, with the commit it was built from.
+pub(crate) const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("HEADWATER_BUILD_COMMIT"),
+    ")"
+);
+
+/// The commit alone.
+pub(crate) const COMMIT: &str = env!("HEADWATER_BUILD_COMMIT");
+
+/// Does what the command line asks for.
+pub(crate) fn main() -> ExitCode {
+    // Whoever does TLS first would choose a provider otherwise; it fails only if one is chosen already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let args = Args::parse();
+    let done = match args.command {
+        None => node(
+            Role::Standalone,
+            &args.standalone.shared,
+            args.standalone.overrides(),
+        ),
+        Some(Command::Standalone(flags)) => {
+            node(Role::Standalone, &flags.shared, flags.overrides())
+        }
+        Some(Command::Origin(flags)) => node(Role::Origin, &flags.shared, flags.overrides()),
+        Some(Command::Edge(flags)) => node(Role::Edge, &flags.shared, flags.overrides()),
+        Some(Command::Probe(probe)) => run::probe(probe),
+    };
+    done.unwrap_or_else(|error| {
+        let _ = writeln!(std::io::stderr(), "headwater: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn node(
+    role: Role,
+    shared: &args::Shared,
+    flags: Vec<config::Override>,
+) -> anyhow::Result<ExitCode> {
+    let layers = Layers {
+        base: role.defaults(),
+        file: shared.config.clone(),
+        env: config::process_env(),
+        flags,
+    };
+    let settings: Settings = config::load(&layers)?;
+    let settings = settings.checked(role)?;
+    if shared.check_config {
+        let mut out = std::io::stdout();
+        writeln!(out, "the configuration of the {role} is valid")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    run::role(role, settings)
+}

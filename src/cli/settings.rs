@@ -1,0 +1,304 @@
+//! The configuration's schema, and what must hold across its sections.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use headwater_media::id::NodeId;
+use headwater_node::auth::Token;
+use headwater_node::directory::ClusterName;
+use headwater_node::telemetry::LogConfig;
+use serde::Deserialize;
+
+use super::args::Role;
+
+/// The whole configuration: `deploy/headwater.toml` describes each key.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Settings {
+    /// Name of this node, unique in its cluster. None: the role and the host's name.
+    pub(super) id: Option<NodeId>,
+    /// Name of the cluster; clusters share an etcd without seeing each other.
+    pub(super) cluster: ClusterName,
+    /// Threads that carry gRPC, etcd and RTMP (count); 0: one per core, at most 4.
+    pub(super) io_threads: usize,
+    /// How long stopping may take (seconds); what isn't done by then is left behind.
+    pub(super) stop_seconds: u64,
+    /// `[log]`
+    pub(super) log: LogConfig,
+    /// `[admin]`
+    pub(super) admin: Admin,
+    /// `[directory]`
+    pub(super) directory: Directory,
+    /// `[auth]`
+    pub(super) auth: Auth,
+    /// `[origin]`
+    pub(super) origin: headwater_origin::config::OriginConfig,
+    /// `[rtmp]`
+    pub(super) rtmp: headwater_origin::rtmp::Config,
+    /// `[audio]`
+    pub(super) audio: headwater_origin::audio::Config,
+    /// `[edge]`
+    pub(super) edge: headwater_edge::config::Config,
+}
+
+/// `[admin]`: the port for operators.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Admin {
+    /// Where health, metrics and the API for operators listen.
+    pub(super) listen: SocketAddr,
+}
+
+/// `[directory]`: where nodes and streams are found.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Directory {
+    /// Client URLs of etcd's members, `http://host:port`.
+    pub(super) etcd: Vec<String>,
+    /// Name at etcd, if it asks for one.
+    pub(super) username: Option<String>,
+    /// Password at etcd.
+    pub(super) password: Option<Token>,
+    /// Instead of etcd, for edges: gRPC URLs of the origins to ask, `http://host:port`.
+    pub(super) origins: Vec<String>,
+}
+
+/// `[auth]`: static tokens.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Auth {
+    /// What publishers must give. None: anyone may publish.
+    pub(super) publish_token: Option<Token>,
+    /// What viewers must give. None: anyone may watch.
+    pub(super) play_token: Option<Token>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            id: None,
+            cluster: ClusterName::default(),
+            io_threads: 0,
+            stop_seconds: 10,
+            log: LogConfig::default(),
+            admin: Admin::default(),
+            directory: Directory::default(),
+            auth: Auth::default(),
+            origin: Default::default(),
+            rtmp: Default::default(),
+            audio: Default::default(),
+            edge: Default::default(),
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 9600)),
+        }
+    }
+}
+
+impl Settings {
+    /// Checks what concerns more than one key, for the role that is to run.
+    pub(super) fn checked(self, role: Role) -> anyhow::Result<Self> {
+        self.log.parse_filter()?;
+        let directory = &self.directory;
+        match role {
+            Role::Standalone => ensure!(
+                directory.etcd.is_empty() && directory.origins.is_empty(),
+                "a standalone node is its own directory: leave directory.etcd and directory.origins empty, or run \
+                 `headwater origin` and `headwater edge`"
+            ),
+            Role::Origin => {}
+            Role::Edge => ensure!(
+                directory.etcd.is_empty() != directory.origins.is_empty(),
+                "an edge needs to know where streams are: give either --etcd URL (directory.etcd) or --origin URL \
+                 (directory.origins)"
+            ),
+        }
+        for url in directory.etcd.iter().chain(&directory.origins) {
+            check_url(url, &["http", "https"]).context("[directory]")?;
+        }
+        ensure!(
+            directory.username.is_some() == directory.password.is_some(),
+            "directory.username and directory.password go together"
+        );
+        if !self.origin.advertise.is_empty() {
+            check_url(&self.origin.advertise, &["http", "https"]).context("origin.advertise")?;
+        }
+        if let Some(url) = &self.edge.advertise {
+            check_url(url, &["http", "https"]).context("edge.advertise")?;
+        }
+        if let Some(url) = &self.edge.public_url {
+            check_url(url, &["http", "https"]).context("edge.public_url")?;
+        }
+        Ok(self)
+    }
+
+    /// How long stopping may take.
+    pub(super) const fn stop_deadline(&self) -> Duration {
+        Duration::from_secs(self.stop_seconds)
+    }
+
+    /// The node's name: given, or made of the role and the host's name.
+    pub(super) fn node_id(&self, role: Role) -> NodeId {
+        if let Some(id) = &self.id {
+            return id.clone();
+        }
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let clean: String = host
+            .trim()
+            .chars()
+            .filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c))
+            .take(48)
+            .collect();
+        let whole = format!("{role}-{clean}");
+        whole
+            .trim_end_matches('-')
+            .parse()
+            .expect("role names and the characters kept make an id")
+    }
+}
+
+fn check_url(url: &str, schemes: &[&str]) -> anyhow::Result<()> {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        bail!("{url:?} is no URL such as http://host:port");
+    };
+    ensure!(
+        schemes.contains(&scheme),
+        "{url:?} must start with {}",
+        schemes.join(":// or ") + "://"
+    );
+    let host = rest.split('/').next().unwrap_or_default();
+    ensure!(
+        !host.is_empty() && !host.starts_with(':'),
+        "{url:?} names no host"
+    );
+    ensure!(
+        rest.trim_end_matches('/') == host,
+        "{url:?} must end after the port"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use headwater_node::config::{self, Layers};
+
+    use super::*;
+
+    const SAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/headwater.toml");
+
+    fn load(path: &std::path::Path) -> Settings {
+        let layers = Layers {
+            file: Some(path.to_owned()),
+            ..Layers::default()
+        };
+        config::load(&layers).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    #[test]
+    fn the_sample_file_says_the_defaults() {
+        let sample = load(SAMPLE.as_ref());
+        assert_eq!(
+            format!("{sample:#?}"),
+            format!("{:#?}", Settings::default())
+        );
+    }
+
+    #[test]
+    fn the_sample_file_describes_every_key() {
+        let text = std::fs::read_to_string(SAMPLE).expect("the sample");
+        let mut section = String::new();
+        let mut described = Vec::new();
+        let mut comment_before = false;
+        for line in text.lines() {
+            let commented = line.strip_prefix("# ").filter(|rest| is_assignment(rest));
+            if let Some(name) = line
+                .strip_prefix('[')
+                .and_then(|rest| rest.strip_suffix(']'))
+            {
+                section = format!("{}.", name.trim_matches(['[', ']']));
+            } else if is_assignment(line) || commented.is_some() {
+                let key = commented
+                    .unwrap_or(line)
+                    .split('=')
+                    .next()
+                    .unwrap_or_default()
+                    .trim();
+                assert!(comment_before, "{section}{key} has no comment");
+                described.push(format!("{section}{key}"));
+            }
+            comment_before = line.starts_with('#');
+        }
+        described.sort();
+        assert_eq!(described, config::keys::<Settings>());
+    }
+
+    #[test]
+    fn what_the_sample_file_comments_out_is_valid_too() {
+        let text = std::fs::read_to_string(SAMPLE).expect("the sample");
+        let uncommented: Vec<_> = text
+            .lines()
+            .map(|line| {
+                line.strip_prefix("# ")
+                    .filter(|rest| is_assignment(rest))
+                    .unwrap_or(line)
+            })
+            .collect();
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("all.toml");
+        std::fs::write(&path, uncommented.join("\n")).expect("written");
+        load(&path);
+    }
+
+    /// `key = value` at the start of the line, with a key of small letters.
+    fn is_assignment(line: &str) -> bool {
+        line.split_once(" = ").is_some_and(|(key, _)| {
+            !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+        })
+    }
+
+    #[test]
+    fn each_role_has_the_directory_it_needs() {
+        let with = |etcd: &[&str], origins: &[&str]| Settings {
+            directory: Directory {
+                etcd: etcd.iter().map(ToString::to_string).collect(),
+                origins: origins.iter().map(ToString::to_string).collect(),
+                ..Directory::default()
+            },
+            ..Settings::default()
+        };
+        let etcd = &["http://e:2379"][..];
+        assert!(with(&[], &[]).checked(Role::Standalone).is_ok());
+        assert!(with(etcd, &[]).checked(Role::Standalone).is_err());
+        assert!(with(&[], &[]).checked(Role::Origin).is_ok());
+        assert!(with(etcd, &[]).checked(Role::Edge).is_ok());
+        assert!(with(&[], etcd).checked(Role::Edge).is_ok());
+        let error = with(&[], &[])
+            .checked(Role::Edge)
+            .expect_err("no directory");
+        assert!(error.to_string().contains("--origin URL"), "{error}");
+        assert!(with(etcd, etcd).checked(Role::Edge).is_err());
+        assert!(with(&["e:2379"], &[]).checked(Role::Edge).is_err());
+    }
+
+    #[test]
+    fn urls_are_checked() {
+        for good in ["http://h:1", "https://h", "http://[::1]:7070/"] {
+            check_url(good, &["http", "https"]).expect(good);
+        }
+        for bad in ["h:1", "ftp://h", "http://", "http://:1", "http://h:1/path"] {
+            assert!(check_url(bad, &["http", "https"]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_node_without_an_id_is_named_after_its_role_and_host() {
+        let id = Settings::default().node_id(Role::Edge);
+        assert!(id.as_str().starts_with("edge"), "{id}");
+    }
+}
