@@ -13,10 +13,12 @@ use std::time::Instant;
 use headwater_media::id::StreamName;
 use headwater_media::sdp::IceCredentials;
 use headwater_node::clock::Clock;
-use metrics::{counter, gauge};
+use metrics::gauge;
 use rand::RngCore;
 use serde_json::json;
+use tracing::debug;
 
+use crate::http::metrics::SESSIONS;
 use crate::shard::{Counters, EndReason, ShardHandle, ViewerId, ViewerState};
 
 /// The part of a session URL that nobody can guess: 128 bits of a CSPRNG in hex. It is a capability, so it stays out of logs.
@@ -133,27 +135,20 @@ impl Sessions {
     }
 
     /// Forgets a viewer's session; false if it had none (any more). Shards call this when a viewer ends, whatever ended it;
-    /// HTTP calls it when the viewer asks to leave, so that a second DELETE finds nothing.
+    /// HTTP calls it when the viewer asks to leave, so that a second DELETE finds nothing, and when a join fails. Why
+    /// viewers end is counted by their shards.
     pub fn ended(&self, viewer: ViewerId, reason: EndReason) -> bool {
         let mut table = self.table();
         let Some(id) = table.viewers.remove(&viewer) else {
             return false;
         };
-        table.sessions.remove(&id);
+        let session = table.sessions.remove(&id);
         publish(&table);
         drop(table);
-        counter!("headwater_edge_session_ends_total", "reason" => reason.as_str()).increment(1);
-        true
-    }
-
-    /// Forgets a session that never came to be: its viewer was refused.
-    pub fn withdraw(&self, viewer: ViewerId) -> bool {
-        let mut table = self.table();
-        let Some(id) = table.viewers.remove(&viewer) else {
-            return false;
-        };
-        table.sessions.remove(&id);
-        publish(&table);
+        if let Some(session) = session {
+            let reason = reason.as_str();
+            debug!(stream = %session.stream, %viewer, reason, "WHEP session ended");
+        }
         true
     }
 
@@ -228,7 +223,7 @@ const fn state(state: u8) -> &'static str {
 
 fn publish(table: &Table) {
     let sessions = u32::try_from(table.sessions.len()).unwrap_or(u32::MAX);
-    gauge!("headwater_edge_sessions").set(f64::from(sessions));
+    gauge!(SESSIONS).set(f64::from(sessions));
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,9 @@ pub struct Config {
     pub workers: usize,
     /// Open connections per HTTP thread (count); more wait in the kernel's backlog.
     pub connections_per_worker: usize,
+    /// Open connections that one address may have (count); more are closed at once. 0: no limit. Counted like
+    /// `requests_per_second`.
+    pub connections_per_address: usize,
     /// How long a client may take to send a request's head (milliseconds); also how long it may take for its body.
     pub request_timeout_ms: u64,
     /// How long an idle connection stays open (seconds).
@@ -23,7 +27,7 @@ pub struct Config {
     pub requests_per_second: u32,
     /// How many of them it may send at once (count): many viewers may share an address.
     pub requests_burst: u32,
-    /// Loopback addresses are limited too. Off by default: a proxy or a load test on the same machine is no flood.
+    /// Loopback addresses are limited too, in requests and connections. Off by default: a proxy or a load test on the same machine is no flood.
     pub limit_loopback: bool,
 }
 
@@ -32,6 +36,7 @@ impl Default for Config {
         Self {
             workers: 0,
             connections_per_worker: 4096,
+            connections_per_address: 256,
             request_timeout_ms: 5000,
             keep_alive_seconds: 15,
             requests_per_second: 50,
@@ -127,6 +132,66 @@ impl Limiter {
         let (rate, burst) = (self.rate, self.burst);
         self.buckets
             .retain(|_, bucket| bucket.refilled(now, rate, burst).tokens < burst);
+    }
+}
+
+/// Counts open connections per address, so that one address can't hold all that a thread has: actix-web times out the head
+/// of a connection's first request only, so a slow sender could keep a connection for as long as it likes.
+#[derive(Debug, Default)]
+pub(crate) struct Connections {
+    /// 0: no limit.
+    per_address: usize,
+    loopback: bool,
+    open: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// One counted connection; dropped with it.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    address: IpAddr,
+    connections: Arc<Connections>,
+}
+
+impl Connections {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            per_address: config.connections_per_address,
+            loopback: config.limit_loopback,
+            open: Mutex::default(),
+        }
+    }
+
+    /// Counts a connection; none if its address has as many as it may.
+    pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Counted> {
+        let free = self.per_address == 0 || (address.is_loopback() && !self.loopback);
+        let address = key(address);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(address).or_default();
+        if *count >= self.per_address && !free {
+            return None;
+        }
+        *count += 1;
+        drop(open);
+        Some(Counted {
+            address,
+            connections: Arc::clone(self),
+        })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut open = self
+            .connections
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.address);
+            }
+        }
     }
 }
 

@@ -4,18 +4,20 @@
 //! both answer within a bounded time, and nothing here touches media. Refusals are made in [`error`] alone.
 
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ::metrics::counter;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServerHandle, Service as _, ServiceResponse};
 use actix_web::middleware::Compress;
 use actix_web::{App, Error, HttpRequest, HttpServer, ResponseError as _, web};
 use headwater_node::Node;
 use headwater_node::auth::Token;
-use metrics::counter;
 use serde::{Deserialize, Serialize};
+use socket2::SockRef;
+use tokio::net::TcpStream;
 
 use crate::config::Config;
 use crate::registry::Registry;
@@ -29,6 +31,7 @@ mod body;
 mod cors;
 mod error;
 pub mod limits;
+pub(crate) mod metrics;
 mod whep;
 
 use error::Problem;
@@ -132,6 +135,7 @@ pub fn serve(state: Arc<EdgeState>) -> std::io::Result<Http> {
         workers => workers,
     };
     let keep_alive = Duration::from_secs(limits.keep_alive_seconds.max(1));
+    let connections = Arc::new(limits::Connections::new(&limits));
     let data = web::Data::from(state);
     let server = HttpServer::new(move || {
         App::new()
@@ -143,6 +147,20 @@ pub fn serve(state: Arc<EdgeState>) -> std::io::Result<Http> {
             })
             .wrap(Compress::default())
             .configure(routes)
+    })
+    .on_connect(move |connection, extensions| {
+        let Some(socket) = connection.downcast_ref::<TcpStream>() else {
+            return;
+        };
+        let Ok(peer) = socket.peer_addr() else { return };
+        match connections.admit(peer.ip()) {
+            Some(counted) => drop(extensions.insert(counted)),
+            None => {
+                counter!(metrics::CONNECTIONS_REFUSED).increment(1);
+                // The server finds the connection closed and forgets it.
+                let _ = SockRef::from(socket).shutdown(Shutdown::Both);
+            }
+        }
     })
     .workers(workers)
     .max_connections(limits.connections_per_worker.max(1))
@@ -251,8 +269,7 @@ async fn observe<B: MessageBody>(
         400..=499 => "4xx",
         _ => "5xx",
     };
-    counter!("headwater_edge_http_requests_total", "route" => route, "status" => status)
-        .increment(1);
+    counter!(metrics::REQUESTS, "route" => route, "status" => status).increment(1);
     Ok(answer)
 }
 

@@ -45,7 +45,7 @@ pub(super) async fn post(
             problem.kind
         }
     };
-    counter!("headwater_edge_joins_total", "result" => label).increment(1);
+    counter!(super::metrics::JOINS, "result" => label).increment(1);
     result
 }
 
@@ -201,6 +201,7 @@ pub(super) async fn patch(
         fingerprint: state.shards.fingerprint(),
         candidates: session.shard.candidates().to_vec(),
     };
+    counter!(super::metrics::ICE_RESTARTS).increment(1);
     info!(stream = %session.stream, viewer = %session.viewer, "ICE restarted");
     Ok(HttpResponse::Ok()
         .content_type(FRAGMENT)
@@ -348,7 +349,7 @@ fn phases(start: Instant, parsed: Instant, opened: Instant, end: Instant) {
         ("shard", opened, end),
         ("total", start, end),
     ] {
-        histogram!("headwater_edge_join_seconds", "phase" => phase)
+        histogram!(super::metrics::JOIN, "phase" => phase)
             .record(to.saturating_duration_since(from).as_secs_f64());
     }
 }
@@ -368,14 +369,16 @@ impl<F: Fn()> Pending<'_, F> {
 
 impl<F: Fn()> Drop for Pending<'_, F> {
     fn drop(&mut self) {
-        self.state.sessions.withdraw(self.viewer);
+        self.state
+            .sessions
+            .ended(self.viewer, EndReason::NeverConnected);
         (self.leave)();
     }
 }
 
 /// `If-Match` of a PATCH (RFC 9110 section 13.1.1).
 #[derive(Debug, PartialEq, Eq)]
-enum IfMatch {
+pub(super) enum IfMatch {
     /// `*`, which RFC 9725 prints in quotes.
     Any,
     Tags(String),
@@ -391,18 +394,23 @@ impl IfMatch {
         if values.is_empty() {
             return Err(Problem::precondition_required());
         }
-        let tags = values.join(",");
-        Ok(match tags.trim() {
-            "*" | "\"*\"" => Self::Any,
-            _ => Self::Tags(tags),
-        })
+        Ok(if_match(&values))
     }
 
     /// Strong comparison: a weak tag never matches.
-    fn holds(&self, etag: &str) -> bool {
+    pub(super) fn holds(&self, etag: &str) -> bool {
         match self {
             Self::Any => true,
             Self::Tags(tags) => tags.split(',').any(|tag| tag.trim() == etag),
         }
+    }
+}
+
+/// From the values of all `If-Match` lines.
+pub(super) fn if_match(values: &[&str]) -> IfMatch {
+    let tags = values.join(",");
+    match tags.trim() {
+        "*" | "\"*\"" => IfMatch::Any,
+        _ => IfMatch::Tags(tags),
     }
 }

@@ -1,0 +1,33 @@
+//! The HTTP side's metrics: names and help texts.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
+/// See [`describe`].
+pub(crate) const REQUESTS: &str = "headwater_edge_http_requests_total";
+/// See [`describe`].
+pub(crate) const CONNECTIONS_REFUSED: &str = "headwater_edge_http_connections_refused_total";
+/// See [`describe`].
+pub(crate) const JOINS: &str = "headwater_edge_joins_total";
+/// See [`describe`].
+pub(crate) const JOIN: &str = "headwater_edge_join_seconds";
+/// See [`describe`].
+pub(crate) const ICE_RESTARTS: &str = "headwater_edge_ice_restarts_total";
+/// See [`describe`].
+pub(crate) const SESSIONS: &str = "headwater_edge_sessions";
+
+/// Registers the help texts. Call once, after the recorder is installed.
+pub(crate) fn describe() {
+    describe_counter!(REQUESTS, "HTTP requests, by route and class of status");
+    describe_counter!(
+        CONNECTIONS_REFUSED,
+        "HTTP connections closed because their address had too many"
+    );
+    describe_counter!(JOINS, "WHEP offers, by result: ok, or the kind of problem");
+    describe_histogram!(
+        JOIN,
+        Unit::Seconds,
+        "accepted WHEP offers, by phase: offer (read and parsed), open (the stream), shard (viewer taken in), total"
+    );
+    describe_counter!(ICE_RESTARTS, "ICE restarts answered");
+    describe_gauge!(SESSIONS, "WHEP sessions, connecting ones included");
+}
