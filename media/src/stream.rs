@@ -215,6 +215,12 @@ impl Stream {
             Configuration::Aac(_) => TrackId::SOURCE_AUDIO,
             Configuration::Opus(_) => TrackId::OPUS,
         };
+        if id == TrackId::SOURCE_AUDIO
+            && let Some(opus) = self.listed().find(|track| track.id == TrackId::OPUS)
+        {
+            // It is made from this one, and its encoder says nothing as long as its own configuration stays.
+            opus.confirmed = true;
+        }
         let Some(track) = self.tracks.iter_mut().find(|track| track.id == id) else {
             self.tracks.push(TrackState::new(id, configuration));
             self.tracks.sort_by_key(|track| track.id);
@@ -404,6 +410,12 @@ impl Stream {
     /// The name.
     pub const fn name(&self) -> &StreamName {
         &self.name
+    }
+
+    /// The source audio is part of the stream.
+    pub fn has_source_audio(&self) -> bool {
+        let mut tracks = self.tracks.iter();
+        tracks.any(|track| track.id == TrackId::SOURCE_AUDIO && track.listed)
     }
 
     /// The present publisher's epoch, or the last one's.

@@ -2,23 +2,45 @@
 //!
 //! | module | what it does |
 //! |---|---|
-//! | [`audio`] | AAC to Opus |
 //! | [`config`] | settings |
-//! | [`registry`] | name → stream; claims names, decides between publishers |
 //! | [`rtmp`] | RTMP ingest: listener, limits, sessions |
+//! | [`registry`] | name → stream; claims names, decides between publishers |
+//! | `publication` | a publisher's link to its stream |
+//! | `stream` | `StreamActor`: one live stream and its subscribers |
+//! | [`audio`] | AAC to Opus |
+//! | `replication` | the gRPC server, one session per subscriber |
+//! | `announce`, `describe`, `metrics` | directory record, API record, metrics |
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
+use actix::Arbiter;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use headwater_node::Node;
 use headwater_node::admin::Report;
+use tokio::task::JoinHandle;
+use tracing::info;
 
+use crate::registry::Registry;
+use crate::stream::Describe;
+
+mod announce;
 pub mod audio;
 pub mod config;
+mod describe;
+mod metrics;
+mod publication;
 pub mod registry;
+mod replication;
 pub mod rtmp;
+mod stream;
 
 pub use config::Config;
+
+/// How long streams may take to describe themselves for the API.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why an origin did not start.
 #[derive(Debug, thiserror::Error)]
@@ -36,11 +58,15 @@ pub enum StartError {
     },
 }
 
-/// A running origin.
+/// A running origin. Dropping it without [`Self::stop`] leaves it running until the process ends.
 #[derive(Debug)]
 pub struct Origin {
+    rtmp: rtmp::Listener,
+    grpc: replication::GrpcServer,
     grpc_addr: SocketAddr,
-    rtmp_addr: SocketAddr,
+    registry: Registry,
+    announcer: JoinHandle<()>,
+    arbiters: Vec<Arbiter>,
     node: Node,
 }
 
@@ -49,17 +75,76 @@ pub struct Origin {
 /// # Errors
 /// If a listener can't be opened.
 pub async fn start(config: Config, node: Node) -> Result<Origin, StartError> {
+    metrics::describe();
+    let grpc = replication::Bound::open(config.origin.grpc, &node)
+        .await
+        .map_err(|source| StartError::Listen {
+            what: "gRPC",
+            address: config.origin.grpc,
+            source,
+        })?;
+    let grpc_addr = grpc.address();
+    let grpc_url = if config.origin.advertise.is_empty() {
+        format!("http://{}", reachable(grpc_addr))
+    } else {
+        config.origin.advertise.clone()
+    };
+    let arbiters: Vec<Arbiter> = (0..config.origin.stream_threads.max(1))
+        .map(|_| Arbiter::new())
+        .collect();
+    let registry = Registry::start(
+        config.origin.clone(),
+        config.audio.clone(),
+        grpc_url.clone(),
+        node.clone(),
+        arbiters.iter().map(Arbiter::handle).collect(),
+    );
+    let rtmp = rtmp::Listener::start(
+        &config.rtmp,
+        config.publish_token.clone(),
+        registry.clone(),
+        &node,
+    )
+    .map_err(|source| StartError::Listen {
+        what: "RTMP",
+        address: config.rtmp.listen,
+        source,
+    })?;
+    let subscribers_max = config.origin.subscribers_max;
+    let grpc = grpc.serve(
+        registry.clone(),
+        config.origin.window(),
+        subscribers_max,
+        &node,
+    );
+    let streams_max = config.origin.streams_max;
+    let announcer = announce::spawn(&node, registry.clone(), grpc_url.clone(), streams_max);
+    info!(rtmp = %rtmp.address(), grpc = %grpc_addr, %grpc_url, "origin started");
     Ok(Origin {
-        grpc_addr: config.origin.grpc,
-        rtmp_addr: config.origin.grpc,
+        rtmp,
+        grpc,
+        grpc_addr,
+        registry,
+        announcer,
+        arbiters,
         node,
     })
 }
 
+/// Where this machine reaches a port that listens on `bound`.
+fn reachable(bound: SocketAddr) -> SocketAddr {
+    let ip = match bound.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, bound.port())
+}
+
 impl Origin {
     /// Where RTMP listens.
-    pub const fn rtmp_addr(&self) -> SocketAddr {
-        self.rtmp_addr
+    pub fn rtmp_addr(&self) -> SocketAddr {
+        self.rtmp.address()
     }
 
     /// Where gRPC listens.
@@ -67,27 +152,62 @@ impl Origin {
         self.grpc_addr
     }
 
+    /// The streams, for whoever publishes from within the process.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// What the admin port asks.
     pub fn report(&self) -> Arc<dyn Report> {
-        Arc::new(Nothing)
+        Arc::new(OriginReport {
+            registry: self.registry.clone(),
+            node: self.node.clone(),
+        })
     }
 
     /// Stops: publishers are told to leave, edges that the streams move, the names are released.
     pub async fn stop(self) {
-        self.node.shutdown.cancel();
+        self.announcer.abort();
+        self.registry.stop().await;
+        self.rtmp.stop().await;
+        self.grpc.stop().await;
+        self.node.directory.withdraw().await;
+        for arbiter in &self.arbiters {
+            arbiter.stop();
+        }
     }
 }
 
-struct Nothing;
+/// Answers for the admin port.
+struct OriginReport {
+    registry: Registry,
+    node: Node,
+}
 
-impl Report for Nothing {
+impl Report for OriginReport {
     fn ready(&self) -> Result<(), String> {
+        if self.node.shutdown.is_cancelled() {
+            return Err("the origin is stopping".to_owned());
+        }
         Ok(())
     }
-    fn streams(&self) -> futures_util::future::BoxFuture<'_, Vec<serde_json::Value>> {
-        Box::pin(async { Vec::new() })
+
+    fn streams(&self) -> BoxFuture<'_, Vec<serde_json::Value>> {
+        async {
+            let mut values = Vec::new();
+            for (_, actor) in self.registry.list().await {
+                let answer = tokio::time::timeout(REPORT_TIMEOUT, actor.send(Describe)).await;
+                // One that ends meanwhile, or is stuck, is left out rather than holding the others up.
+                if let Ok(Ok(value)) = answer {
+                    values.push(value);
+                }
+            }
+            values
+        }
+        .boxed()
     }
-    fn viewers(&self) -> futures_util::future::BoxFuture<'_, Vec<serde_json::Value>> {
-        Box::pin(async { Vec::new() })
+
+    fn viewers(&self) -> BoxFuture<'_, Vec<serde_json::Value>> {
+        async { Vec::new() }.boxed()
     }
 }

@@ -73,7 +73,7 @@ impl Timeline {
             .into_iter()
             .flatten()
             .find(|&offset| self.fits(now, own, dts + offset));
-        let offset = fitting.unwrap_or_else(|| self.expected(now) - dts);
+        let offset = fitting.unwrap_or_else(|| self.expected(now, own) - dts);
 
         let wanted = dts + offset;
         let last = own.last;
@@ -95,10 +95,11 @@ impl Timeline {
         }
     }
 
-    /// The timeline's position by the time of arrival.
-    fn expected(&self, now: Instant) -> MediaTime {
-        self.front.map_or(MediaTime::ZERO, |(front, at)| {
-            front + span(now.saturating_duration_since(at))
+    /// Where a unit that arrives now belongs by the time of arrival: after its own track's last one, or the publisher's first.
+    fn expected(&self, now: Instant, own: &Kind) -> MediaTime {
+        let reference = own.last.zip(own.last_at).or(self.front);
+        reference.map_or(MediaTime::ZERO, |(last, at)| {
+            last + span(now.saturating_duration_since(at))
         })
     }
 

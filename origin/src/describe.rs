@@ -1,0 +1,169 @@
+//! A stream as `/api/v1/streams` shows it.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use headwater_media::stream::Observed;
+use headwater_media::track::{Configuration, StreamInfo, Track};
+use serde_json::{Map, Value, json};
+
+/// A keyframe interval above this makes viewers wait, and costs them bytes when they join (seconds).
+const KEYFRAME_INTERVAL_ADVISED: f64 = 4.0;
+
+/// Who publishes.
+#[derive(Debug, Clone)]
+pub(crate) struct Publisher {
+    pub(crate) peer: SocketAddr,
+    pub(crate) encoder: Option<String>,
+    pub(crate) since: Instant,
+    pub(crate) metadata: Option<Value>,
+}
+
+/// What is known of a stream.
+pub(crate) struct Facts<'a> {
+    pub(crate) info: &'a StreamInfo,
+    pub(crate) observed: &'a [Observed],
+    pub(crate) publisher: Option<&'a Publisher>,
+    pub(crate) now: Instant,
+    pub(crate) started: Instant,
+    pub(crate) subscribers: usize,
+    pub(crate) dropped_units: u64,
+}
+
+/// The stream's JSON object.
+pub(crate) fn stream(facts: &Facts<'_>) -> Value {
+    let info = facts.info;
+    let tracks: Vec<Value> = info
+        .tracks
+        .iter()
+        .map(|entry| {
+            let mut observed = facts.observed.iter();
+            track(entry, observed.find(|observed| observed.track == entry.id))
+        })
+        .collect();
+    let seconds = |since: Instant| facts.now.saturating_duration_since(since).as_secs();
+    let publisher = facts.publisher.filter(|_| info.publishing);
+    json!({
+        "name": info.name.as_str(),
+        "epoch": info.epoch.0,
+        "publishing": info.publishing,
+        "peer": publisher.map(|publisher| publisher.peer.to_string()),
+        "encoder": publisher.and_then(|publisher| publisher.encoder.clone()),
+        "publishing_seconds": publisher.map(|publisher| seconds(publisher.since)),
+        "metadata": publisher.and_then(|publisher| publisher.metadata.clone()),
+        "uptime_seconds": seconds(facts.started),
+        "tracks": tracks,
+        "audio_problem": info.audio_problem.as_deref(),
+        "subscribers": facts.subscribers,
+        "dropped_units": facts.dropped_units,
+    })
+}
+
+fn track(track: &Track, observed: Option<&Observed>) -> Value {
+    let mut object = Map::new();
+    let mut put = |key: &str, value: Value| object.insert(key.to_owned(), value);
+    put("id", json!(track.id.0));
+    put("rendition", json!(track.rendition.as_ref()));
+    put("codec", json!(track.configuration.codec()));
+    put("bitrate", json!(track.bitrate.0));
+    match track.configuration.as_ref() {
+        Configuration::H264(h264) => {
+            let [profile, constraints, level] = h264.profile_level_id;
+            put(
+                "profile_level_id",
+                json!(format!("{profile:02x}{constraints:02x}{level:02x}")),
+            );
+            put("width", json!(h264.width));
+            put("height", json!(h264.height));
+            put("b_frames", json!(track.reordered));
+            let interval = observed.and_then(|observed| observed.keyframe_interval);
+            let interval = interval.map(|interval| interval.as_secs_f64());
+            put(
+                "fps",
+                json!(observed.map(|observed| observed.units_per_second)),
+            );
+            put("keyframe_interval_seconds", json!(interval));
+            let mut advice = Vec::new();
+            if track.reordered {
+                advice.push(
+                    "This encoder sends B-frames, which WebRTC viewers can't play. Switch them off: in OBS set \
+                     \"Max B-frames\" to 0 or the x264 option bframes=0, in ffmpeg use -bf 0.",
+                );
+            }
+            if interval.is_some_and(|interval| interval > KEYFRAME_INTERVAL_ADVISED) {
+                advice.push(
+                    "Keyframes are far apart. Set the encoder's keyframe interval to 2 seconds, so that viewers \
+                     start and recover fast.",
+                );
+            }
+            put("advice", json!(advice));
+        }
+        Configuration::Aac(aac) => {
+            put("sample_rate_hz", json!(aac.sample_rate_hz));
+            put("channels", json!(aac.channels));
+        }
+        Configuration::Opus(opus) => {
+            put("channels", json!(opus.channels));
+        }
+    }
+    Value::Object(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use headwater_media::codec::h264;
+    use headwater_media::id::{Bitrate, Epoch, TrackId};
+
+    use super::*;
+
+    #[test]
+    fn b_frames_and_rare_keyframes_come_with_advice() {
+        let video = h264::Configuration {
+            avcc: Bytes::new(),
+            sps: Vec::new(),
+            pps: Vec::new(),
+            profile_level_id: [0x64, 0, 0x1f],
+            width: 1280,
+            height: 720,
+            max_reorder_frames: Some(2),
+        };
+        let info = StreamInfo {
+            name: "live/demo".parse().expect("a name"),
+            epoch: Epoch(1),
+            tracks: vec![Track {
+                id: TrackId::SOURCE_VIDEO,
+                rendition: "source".into(),
+                configuration: Arc::new(Configuration::H264(video)),
+                configuration_id: 0,
+                bitrate: Bitrate(1_500_000),
+                reordered: true,
+            }],
+            publishing: true,
+            audio_problem: None,
+        };
+        let observed = [Observed {
+            track: TrackId::SOURCE_VIDEO,
+            units_per_second: 30.0,
+            keyframe_interval: Some(Duration::from_secs(10)),
+        }];
+        let now = headwater_node::clock::Clock::system().now();
+        let value = stream(&Facts {
+            info: &info,
+            observed: &observed,
+            publisher: None,
+            now,
+            started: now,
+            subscribers: 2,
+            dropped_units: 0,
+        });
+        let track = &value["tracks"][0];
+        assert_eq!(track["profile_level_id"], "64001f");
+        assert_eq!(track["b_frames"], true);
+        assert_eq!(track["advice"].as_array().map(Vec::len), Some(2));
+        assert_eq!(value["subscribers"], 2);
+    }
+}

@@ -1,0 +1,66 @@
+//! Names and help of the origin's own metrics; RTMP and audio have theirs.
+
+use metrics::{Unit, describe_counter, describe_gauge};
+
+/// Streams this origin has, held ones included.
+pub(crate) const STREAMS: &str = "headwater_origin_streams";
+/// Subscriptions of edges.
+pub(crate) const SUBSCRIBERS: &str = "headwater_origin_subscribers";
+/// Payload bytes taken from publishers.
+pub(crate) const INGEST_BYTES: &str = "headwater_origin_ingest_bytes_total";
+/// Access units of publishers that were not taken.
+pub(crate) const UNITS_DROPPED: &str = "headwater_origin_units_dropped_total";
+/// Payload bytes sent to edges.
+pub(crate) const REPLICATED_BYTES: &str = "headwater_origin_replicated_bytes_total";
+/// Skips of slow subscribers.
+pub(crate) const SUBSCRIBER_SKIPS: &str = "headwater_origin_subscriber_skips_total";
+/// Units skipped for slow subscribers.
+pub(crate) const UNITS_SKIPPED: &str = "headwater_origin_units_skipped_total";
+/// Attachments of subscribers.
+pub(crate) const ATTACHMENTS: &str = "headwater_origin_attachments_total";
+/// Publishers that came and were accepted or refused.
+pub(crate) const PUBLISHES: &str = "headwater_origin_publishes_total";
+/// Streams whose audio could not be made into Opus.
+pub(crate) const AUDIO_PROBLEMS: &str = "headwater_origin_audio_problems_total";
+
+/// Registers help texts and units.
+pub(crate) fn describe() {
+    describe_gauge!(
+        STREAMS,
+        Unit::Count,
+        "Streams this origin has, held ones included"
+    );
+    describe_gauge!(SUBSCRIBERS, Unit::Count, "Subscriptions of edges");
+    describe_counter!(
+        INGEST_BYTES,
+        Unit::Bytes,
+        "Payload bytes taken from publishers, by kind"
+    );
+    describe_counter!(
+        UNITS_DROPPED,
+        Unit::Count,
+        "Access units of publishers that were not taken, by reason"
+    );
+    describe_counter!(REPLICATED_BYTES, Unit::Bytes, "Payload bytes sent to edges");
+    describe_counter!(
+        SUBSCRIBER_SKIPS,
+        Unit::Count,
+        "Times a slow subscriber was skipped to a keyframe"
+    );
+    describe_counter!(
+        UNITS_SKIPPED,
+        Unit::Count,
+        "Access units skipped for slow subscribers"
+    );
+    describe_counter!(
+        ATTACHMENTS,
+        Unit::Count,
+        "Attachments of subscribers, by whether they resumed"
+    );
+    describe_counter!(PUBLISHES, Unit::Count, "Publishers that came, by outcome");
+    describe_counter!(
+        AUDIO_PROBLEMS,
+        Unit::Count,
+        "Times a stream's audio could not be made into Opus"
+    );
+}

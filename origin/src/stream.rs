@@ -1,0 +1,503 @@
+//! `StreamActor`: one live stream. Owns its [`Stream`] core, its subscribers and its audio transcode.
+//!
+//! Its parent is the registry, which starts it and alone decides when it ends ([`Stop`]). It receives a publisher's units
+//! ([`Deliver`], perishable: on a full mailbox the publication drops to the next keyframe), the transcoder's Opus, and
+//! subscribers. Each subscriber has a bounded queue of its own; one that is full loses units, which its session notices by
+//! their sequence, so a slow subscriber never slows the publisher or a neighbour.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::{
+    Actor, ActorContext, AsyncContext, Context, Handler, Message, MessageResult, SpawnHandle,
+};
+use headwater_media::codec::aac;
+use headwater_media::id::{Epoch, StreamName, TrackId};
+use headwater_media::replication::Position;
+use headwater_media::stream::{Attachment, Dropped, Stream};
+use headwater_media::track::{Configuration, StreamInfo};
+use headwater_media::unit::{AccessUnit, IngestUnit, MediaKind};
+use headwater_node::actor::Sender;
+use headwater_node::clock::Clock;
+use metrics::counter;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::audio::{self, Transcoder};
+use crate::config::OriginConfig;
+use crate::describe;
+use crate::metrics as names;
+use crate::registry::HoldExpired;
+
+/// Messages that may wait for a stream (count): a burst of two seconds of a busy publisher with its Opus.
+const MAILBOX: usize = 512;
+
+/// Messages that may wait for one subscriber's session (count). The session always drains it; this covers its scheduling.
+const SUBSCRIBER_QUEUE: usize = 1024;
+
+/// How often rates are measured and told.
+const INFO_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a subscriber's session gets.
+#[derive(Debug, Clone)]
+pub(crate) enum Item {
+    /// What the stream is now; before the units it concerns.
+    Info(Arc<StreamInfo>),
+    /// The next unit of a track.
+    Unit(Arc<AccessUnit>),
+    /// What [`Backlog`] asked for.
+    Backlog(Vec<Arc<AccessUnit>>),
+    /// Nothing follows.
+    End(EndReason),
+}
+
+/// Why a stream ended here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EndReason {
+    /// Its publisher left and did not return.
+    Ended,
+    /// This origin has it no longer.
+    Moved,
+}
+
+/// A publisher begins, the first one or one that returns or takes over.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Begin {
+    pub(crate) epoch: Epoch,
+    pub(crate) publisher: describe::Publisher,
+}
+
+/// See [`crate::registry::Publication::configure`].
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Configure {
+    pub(crate) epoch: Epoch,
+    pub(crate) configuration: Configuration,
+}
+
+/// One access unit of the publisher.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Deliver {
+    pub(crate) epoch: Epoch,
+    /// Units of its kind were dropped before it.
+    pub(crate) after_loss: bool,
+    pub(crate) unit: IngestUnit,
+}
+
+/// The publisher's `onMetaData`.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Metadata {
+    pub(crate) epoch: Epoch,
+    pub(crate) metadata: serde_json::Value,
+}
+
+/// The publisher left.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Leave {
+    pub(crate) epoch: Epoch,
+}
+
+/// What the audio transcoder made.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Audio {
+    generation: u64,
+    event: audio::Event,
+}
+
+/// A subscriber comes.
+#[derive(Message)]
+#[rtype(result = "Attached")]
+pub(crate) struct Attach {
+    pub(crate) have: Vec<Position>,
+}
+
+/// A subscriber's start.
+pub(crate) struct Attached {
+    pub(crate) subscriber: u64,
+    pub(crate) attachment: Attachment,
+    pub(crate) items: mpsc::Receiver<Item>,
+}
+
+/// A subscriber wants further tracks: it gets an [`Item::Backlog`] of them.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Backlog {
+    pub(crate) subscriber: u64,
+    pub(crate) tracks: Vec<TrackId>,
+}
+
+/// The stream for the API.
+#[derive(Message)]
+#[rtype(result = "serde_json::Value")]
+pub(crate) struct Describe;
+
+/// What [`Stat`] answers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Status {
+    pub(crate) epoch: Epoch,
+    pub(crate) publishing: bool,
+}
+
+/// The stream in short.
+#[derive(Message)]
+#[rtype(result = "Status")]
+pub(crate) struct Stat;
+
+/// Ends the stream: subscribers are told, the actor stops.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Stop {
+    pub(crate) reason: EndReason,
+}
+
+#[derive(Debug)]
+struct Subscriber {
+    id: u64,
+    items: mpsc::Sender<Item>,
+}
+
+/// See the module.
+pub(crate) struct StreamActor {
+    core: Stream,
+    config: OriginConfig,
+    audio: audio::Config,
+    clock: Clock,
+    registry: Sender<HoldExpired>,
+    publisher: Option<describe::Publisher>,
+    started: Instant,
+    subscribers: Vec<Subscriber>,
+    next_subscriber: u64,
+    transcoder: Option<Transcoder>,
+    generation: u64,
+    hold: Option<SpawnHandle>,
+    dropped_units: u64,
+}
+
+impl StreamActor {
+    pub(crate) fn new(
+        name: StreamName,
+        config: OriginConfig,
+        audio: audio::Config,
+        clock: Clock,
+        registry: Sender<HoldExpired>,
+    ) -> Self {
+        Self {
+            core: Stream::new(name, config.stream()),
+            config,
+            audio,
+            started: clock.now(),
+            clock,
+            registry,
+            publisher: None,
+            subscribers: Vec::new(),
+            next_subscriber: 0,
+            transcoder: None,
+            generation: 0,
+            hold: None,
+            dropped_units: 0,
+        }
+    }
+
+    /// A message of a publisher that has been replaced since.
+    fn outdated(&self, epoch: Epoch) -> bool {
+        epoch != self.core.epoch()
+    }
+
+    /// Tells subscribers what changed, if something did; call it before the units it concerns.
+    fn pump(&mut self) {
+        if self.core.poll_changed() {
+            self.tell_info();
+        }
+    }
+
+    fn tell_info(&mut self) {
+        let info = Arc::new(self.core.info(self.clock.now()));
+        self.tell(&Item::Info(info));
+    }
+
+    fn tell(&mut self, item: &Item) {
+        self.subscribers
+            .retain(|subscriber| match subscriber.items.try_send(item.clone()) {
+                Ok(()) => true,
+                // Its session counts what is missing by the sequence numbers.
+                Err(mpsc::error::TrySendError::Full(_)) => true,
+                Err(mpsc::error::TrySendError::Closed(_)) => false,
+            });
+    }
+
+    fn emit(&mut self, unit: Arc<AccessUnit>) {
+        self.pump();
+        self.tell(&Item::Unit(unit));
+    }
+
+    fn count_drop(&mut self, dropped: Dropped) {
+        self.dropped_units += 1;
+        let reason = match dropped {
+            Dropped::NoConfiguration => "no_configuration",
+            Dropped::AwaitingKeyframe => "awaiting_keyframe",
+            Dropped::Empty => "empty",
+            Dropped::NotPublishing => "not_publishing",
+        };
+        counter!(names::UNITS_DROPPED, "reason" => reason).increment(1);
+    }
+
+    fn start_audio(&mut self, source: aac::Configuration, ctx: &Context<Self>) {
+        if !self.audio.enabled {
+            let problem = "AAC to Opus is switched off in this origin's configuration";
+            self.core.handle_audio_problem(problem.into());
+            return;
+        }
+        if let Some(transcoder) = &self.transcoder {
+            transcoder.configure(source);
+            return;
+        }
+        self.generation += 1;
+        let generation = self.generation;
+        let link = Sender::<Audio>::new(&ctx.address());
+        let output = move |event: audio::Event| {
+            let message = Audio { generation, event };
+            match &message.event {
+                audio::Event::Unit { .. } => {
+                    if link.try_send(message).is_err() {
+                        counter!(names::UNITS_DROPPED, "reason" => "overflow").increment(1);
+                    }
+                }
+                audio::Event::Configured(_) | audio::Event::Failed(_) => {
+                    link.post(message);
+                }
+            }
+        };
+        self.transcoder = Some(Transcoder::spawn(&self.audio, source, Box::new(output)));
+    }
+}
+
+impl Actor for StreamActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        ctx.run_interval(INFO_INTERVAL, |actor, _| {
+            actor.core.handle_timeout(actor.clock.now());
+            if actor.transcoder.is_some() && !actor.core.has_source_audio() {
+                actor.transcoder = None;
+            }
+            actor.core.poll_changed();
+            actor.tell_info();
+        });
+    }
+}
+
+impl Handler<Begin> for StreamActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Begin, ctx: &mut Self::Context) {
+        if let Some(hold) = self.hold.take() {
+            ctx.cancel_future(hold);
+        }
+        info!(
+            stream = %self.core.name(), epoch = %message.epoch, publisher = %message.publisher.peer,
+            encoder = message.publisher.encoder.as_deref().unwrap_or("unknown"), "publisher begins"
+        );
+        self.core.handle_begin(message.epoch);
+        self.publisher = Some(message.publisher);
+        self.pump();
+    }
+}
+
+impl Handler<Configure> for StreamActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Configure, ctx: &mut Self::Context) {
+        if self.outdated(message.epoch) {
+            return;
+        }
+        if let Configuration::Aac(source) = &message.configuration {
+            self.start_audio(source.clone(), ctx);
+        }
+        self.core.handle_configuration(message.configuration);
+        self.pump();
+    }
+}
+
+impl Handler<Deliver> for StreamActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Deliver, _: &mut Self::Context) {
+        if self.outdated(message.epoch) {
+            return;
+        }
+        let kind = message.unit.kind;
+        if message.after_loss {
+            self.core.handle_loss(kind);
+        }
+        let bytes = u64::try_from(message.unit.payload.len()).unwrap_or(u64::MAX);
+        let label = match kind {
+            MediaKind::Video => "video",
+            MediaKind::Audio => "audio",
+        };
+        counter!(names::INGEST_BYTES, "kind" => label).increment(bytes);
+        match self.core.handle_unit(self.clock.now(), message.unit) {
+            Ok(unit) => {
+                if kind == MediaKind::Audio
+                    && let Some(transcoder) = &self.transcoder
+                {
+                    // A full queue is counted by the transcoder, a failed one has said so.
+                    let _ = transcoder.push(Arc::clone(&unit));
+                }
+                self.emit(unit);
+            }
+            Err(dropped) => self.count_drop(dropped),
+        }
+    }
+}
+
+impl Handler<Metadata> for StreamActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Metadata, _: &mut Self::Context) {
+        if !self.outdated(message.epoch)
+            && let Some(publisher) = &mut self.publisher
+        {
+            publisher.metadata = Some(message.metadata);
+        }
+    }
+}
+
+impl Handler<Leave> for StreamActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Leave, ctx: &mut Self::Context) {
+        if self.outdated(message.epoch) || !self.core.publishing() {
+            return;
+        }
+        info!(stream = %self.core.name(), epoch = %message.epoch, "publisher left; the stream is held");
+        self.core.handle_leave();
+        self.pump();
+        self.hold = Some(ctx.run_later(self.config.hold(), move |actor, _| {
+            actor.registry.post(HoldExpired {
+                name: actor.core.name().clone(),
+                epoch: message.epoch,
+            });
+        }));
+    }
+}
+
+impl Handler<Audio> for StreamActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Audio, _: &mut Self::Context) {
+        if message.generation != self.generation || self.transcoder.is_none() {
+            return;
+        }
+        match message.event {
+            audio::Event::Configured(configuration) => {
+                self.core.handle_opus_configuration(configuration);
+                self.pump();
+            }
+            audio::Event::Unit {
+                pts,
+                payload,
+                ingest_time,
+                discontinuity,
+            } => {
+                let now = self.clock.now();
+                let unit = self
+                    .core
+                    .handle_opus(now, pts, payload, ingest_time, discontinuity);
+                match unit {
+                    Ok(unit) => self.emit(unit),
+                    Err(dropped) => self.count_drop(dropped),
+                }
+            }
+            audio::Event::Failed(problem) => {
+                warn!(stream = %self.core.name(), %problem, "no audio for WebRTC viewers");
+                counter!(names::AUDIO_PROBLEMS).increment(1);
+                self.core.handle_audio_problem(problem);
+                self.pump();
+            }
+        }
+    }
+}
+
+impl Handler<Attach> for StreamActor {
+    type Result = MessageResult<Attach>;
+
+    fn handle(&mut self, message: Attach, _: &mut Self::Context) -> Self::Result {
+        self.pump();
+        let attachment = self.core.attach(self.clock.now(), &message.have);
+        let (items, receiver) = mpsc::channel(SUBSCRIBER_QUEUE);
+        self.next_subscriber += 1;
+        let subscriber = self.next_subscriber;
+        self.subscribers.push(Subscriber {
+            id: subscriber,
+            items,
+        });
+        MessageResult(Attached {
+            subscriber,
+            attachment,
+            items: receiver,
+        })
+    }
+}
+
+impl Handler<Backlog> for StreamActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Backlog, _: &mut Self::Context) {
+        let units = self.core.backlog(&message.tracks);
+        let mut subscribers = self.subscribers.iter();
+        if let Some(subscriber) = subscribers.find(|entry| entry.id == message.subscriber) {
+            // On a full queue the tracks begin at their next keyframe instead.
+            let _ = subscriber.items.try_send(Item::Backlog(units));
+        }
+    }
+}
+
+impl Handler<Describe> for StreamActor {
+    type Result = MessageResult<Describe>;
+
+    fn handle(&mut self, _: Describe, _: &mut Self::Context) -> Self::Result {
+        let now = self.clock.now();
+        self.subscribers
+            .retain(|subscriber| !subscriber.items.is_closed());
+        let info = self.core.info(now);
+        let observed = self.core.observe(now);
+        MessageResult(describe::stream(&describe::Facts {
+            info: &info,
+            observed: &observed,
+            publisher: self.publisher.as_ref(),
+            now,
+            started: self.started,
+            subscribers: self.subscribers.len(),
+            dropped_units: self.dropped_units,
+        }))
+    }
+}
+
+impl Handler<Stat> for StreamActor {
+    type Result = MessageResult<Stat>;
+
+    fn handle(&mut self, _: Stat, _: &mut Self::Context) -> Self::Result {
+        MessageResult(Status {
+            epoch: self.core.epoch(),
+            publishing: self.core.publishing(),
+        })
+    }
+}
+
+impl Handler<Stop> for StreamActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Stop, ctx: &mut Self::Context) {
+        info!(stream = %self.core.name(), reason = ?message.reason, "stream ends");
+        self.tell(&Item::End(message.reason));
+        self.subscribers.clear();
+        self.transcoder = None;
+        ctx.stop();
+    }
+}
