@@ -7,7 +7,7 @@
 //! | module | what it knows |
 //! |---|---|
 //! | [`time`], [`id`] | the 90 kHz timeline, wall-clock stamps, names and numbers |
-//! | [`unit`], [`track`] | access units, tracks and their configuration |
+//! | [`mod@unit`], [`track`] | access units, tracks and their configuration |
 //! | [`codec`] | parameter sets and NAL units, AudioSpecificConfig |
 //! | [`flv`], [`rtmp`] | tag bodies and files; the RTMP server side of a publisher's connection |
 //! | [`stream`], [`gop_cache`] | a live stream: timeline, sequences, tracks, what late subscribers get |

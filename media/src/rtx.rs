@@ -1,8 +1,8 @@
 //! Which packets to send again: NACKs in, decisions out (RFC 4585 section 6.2.1, RFC 4588).
 //!
 //! One [`Retransmitter`] for each SSRC of a viewer. It keeps no packets: a short list of segments maps the viewer's sequence numbers to
-//! (track, ring index), and the packets are in the [`crate::rtp::ring::PacketRing`] that all viewers of a shard share. Some 5 KB a viewer,
-//! most of them only once there was a loss.
+//! (track, ring index), and the packets are in the [`crate::rtp::ring::PacketRing`] that all viewers of a shard share. At most 7 KB a viewer, 3 of
+//! them only once there was a loss.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -137,12 +137,13 @@ struct Mark {
     at: Instant,
 }
 
-/// Of a packet, when it was last sent again.
+/// Of a packet, when it was last sent again. Both wrap, after weeks; what is compared with them is seconds old at most.
 #[derive(Debug, Clone, Copy)]
 struct LastCopy {
-    sequence: u64,
-    /// Since `started`.
-    at: Duration,
+    /// Low 32 bits.
+    sequence: u32,
+    /// Milliseconds since `started`.
+    at_millis: u32,
 }
 
 impl Segment {
@@ -271,10 +272,13 @@ impl Retransmitter {
         let Some(resend) = self.locate(sequence) else {
             return Decision::Unknown;
         };
-        let since_start = now.saturating_duration_since(self.started);
+        let copy = LastCopy {
+            sequence: low_half(sequence),
+            at_millis: self.millis(now),
+        };
         if self
-            .last_copy(sequence)
-            .is_some_and(|at| since_start.saturating_sub(at) < rtt)
+            .since_last_copy(copy)
+            .is_some_and(|elapsed| elapsed < rtt)
         {
             return Decision::Suppressed;
         }
@@ -286,7 +290,7 @@ impl Retransmitter {
             return Decision::OverBudget;
         };
         self.budget_bytes = rest;
-        self.remember_copy(sequence, since_start);
+        self.remember(copy);
         Decision::Resend(resend)
     }
 
@@ -332,23 +336,34 @@ impl Retransmitter {
         })
     }
 
-    fn last_copy(&self, sequence: u64) -> Option<Duration> {
-        let copy = self.copies.as_ref()?.get(place(sequence)).copied()??;
-        (copy.sequence == sequence).then_some(copy.at)
+    fn millis(&self, now: Instant) -> u32 {
+        let millis = now.saturating_duration_since(self.started).as_millis();
+        low_half(u64::try_from(millis).unwrap_or(0))
     }
 
-    fn remember_copy(&mut self, sequence: u64, at: Duration) {
+    /// How long before `copy` the same packet was last sent again.
+    fn since_last_copy(&self, copy: LastCopy) -> Option<Duration> {
+        let last = self.copies.as_ref()?.get(place(copy)).copied()??;
+        let elapsed = copy.at_millis.wrapping_sub(last.at_millis);
+        (last.sequence == copy.sequence).then(|| Duration::from_millis(elapsed.into()))
+    }
+
+    fn remember(&mut self, copy: LastCopy) {
         let copies = self.copies.get_or_insert_with(|| Box::new([None; COPIES]));
-        if let Some(copy) = copies.get_mut(place(sequence)) {
-            *copy = Some(LastCopy { sequence, at });
+        if let Some(last) = copies.get_mut(place(copy)) {
+            *last = Some(copy);
         }
     }
 }
 
-/// Where the copy of a packet is remembered.
-fn place(sequence: u64) -> usize {
-    let [low, ..] = sequence.to_le_bytes();
-    usize::from(low) % COPIES
+/// Where a copy is remembered.
+fn place(copy: LastCopy) -> usize {
+    usize::try_from(copy.sequence).unwrap_or(0) % COPIES
+}
+
+fn low_half(number: u64) -> u32 {
+    let [a, b, c, d, ..] = number.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
 }
 
 /// What to do about one packet.
@@ -363,6 +378,8 @@ enum Decision {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::testkit::{self, Rng};
 
@@ -618,6 +635,39 @@ mod tests {
             let needed = total as u64 / 10;
             assert!(counters.sent < needed * 3 / 2, "seed {seed}: {counters:?}");
             assert_eq!(counters.too_late + counters.out_of_ring, 0, "seed {seed}");
+        }
+    }
+
+    proptest! {
+        /// Against a plain map of everything that was ever sent.
+        #[test]
+        fn every_packet_is_found_where_it_came_from(start in 0_u64..200_000, runs in proptest::collection::vec((1_u32..12, 0_u64..3, 0_u64..3, any::<bool>()), 1..40), probes in proptest::collection::vec(0_u64..600, 1..40)) {
+            let mut scene = Scene::new(Options { burst_bytes: u32::MAX, ..Options::default() });
+            let mut plain = std::collections::BTreeMap::new();
+            let (mut sequence, mut index) = (start, 0);
+            for (packets, padding, skipped, lower) in runs {
+                sequence += padding;
+                index += skipped;
+                let (track, timestamp_offset) = if lower { (LOWER, 6) } else { (VIDEO, 5) };
+                scene.send(Sent { track, timestamp_offset, ..sent(sequence, packets, index) }).wait(10);
+                for _ in 0..packets {
+                    plain.insert(sequence, (track, index));
+                    sequence += 1;
+                    index += 1;
+                }
+            }
+            for probe in probes {
+                let probe = (start + probe).min(sequence + 5);
+                let wire = u16::try_from(probe & 0xffff).expect("masked");
+                let expected: Vec<_> = plain.get(&probe).copied().into_iter().collect();
+                // Copies forgotten, so that nothing is suppressed; half a second at most since the first, so that nothing is late.
+                let mut fresh = Vec::new();
+                let now = scene.now + millis(60);
+                scene.core.copies = None;
+                scene.core.handle_nack(now, [wire], RTT, |_, _| Some(1), &mut fresh);
+                let found: Vec<_> = fresh.iter().map(|resend| (resend.track, resend.index)).collect();
+                prop_assert_eq!(found, expected, "{}", probe);
+            }
         }
     }
 }
