@@ -8,14 +8,25 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use headwater_media::codec::{aac, opus};
+use headwater_media::codec::opus;
 use headwater_media::time::{MediaTime, WallTime};
-use headwater_media::unit::AccessUnit;
-use headwater_node::actor::Undelivered;
 
+mod child;
 mod config;
+mod decoder;
+mod encoder;
+mod flv;
+mod framer;
+mod metrics;
+mod pipeline;
+mod pool;
+mod resampler;
+mod sbr;
+mod timeline;
+mod transcoder;
 
 pub use config::Config;
+pub use transcoder::Transcoder;
 
 /// What a [`Transcoder`] tells its owner. Called on a thread of the transcoder's pool: hand it on, don't work there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,33 +49,5 @@ pub enum Event {
     Failed(Arc<str>),
 }
 
-/// One stream's AAC to Opus transcode. Dropping it stops it.
-pub struct Transcoder {
-    output: Box<dyn Fn(Event) + Send + Sync>,
-}
-
-impl Transcoder {
-    /// Starts a transcode of what `source` describes.
-    pub fn spawn(
-        _config: &Config,
-        _source: aac::Configuration,
-        output: Box<dyn Fn(Event) + Send + Sync>,
-    ) -> Self {
-        Self { output }
-    }
-
-    /// Queues one AAC access unit. Never waits.
-    ///
-    /// # Errors
-    /// [`Undelivered::Full`]: the unit is dropped and counted, the next one is treated as following a gap.
-    /// [`Undelivered::Closed`]: the transcode has failed; see [`Event::Failed`].
-    pub fn push(&self, _unit: Arc<AccessUnit>) -> Result<(), Undelivered> {
-        let _ = &self.output;
-        Ok(())
-    }
-
-    /// The units pushed from now on are coded as `source` says. The Opus timeline goes on without a break, and a
-    /// transcode that has failed starts anew. Prefer it to a new transcoder when a publisher changes its AAC
-    /// configuration or returns.
-    pub fn configure(&self, _source: aac::Configuration) {}
-}
+#[cfg(test)]
+mod tests;
