@@ -2,22 +2,29 @@
 
 const POLL_MS = 2000;
 const $ = (id) => document.getElementById(id);
+// A token in the fragment never reaches a server log; the query is there for links that lose fragments.
+const token = new URLSearchParams(location.hash.slice(1)).get('token') ?? new URLSearchParams(location.search).get('token');
 
 /** Text of a track: "1280×720 H.264", "Opus stereo". Fields that a track lacks are left out. */
 function trackText(track) {
   if (typeof track === 'string') return track;
   const size = track.width && track.height ? `${track.width}×${track.height}` : '';
   const codec = { h264: 'H.264', opus: 'Opus', aac: 'AAC' }[String(track.codec ?? '').toLowerCase()] ?? track.codec ?? '';
-  const rate = track.bits_per_second ?? track.bitrate;
-  const speed = rate > 0 ? `${(rate / 1e6).toFixed(1)} Mbit/s` : '';
+  const speed = size && track.bits_per_second > 0 ? `${(track.bits_per_second / 1e6).toFixed(1)} Mbit/s` : '';
   return [size, codec, speed].filter(Boolean).join(' ');
+}
+
+/** The server's words, as a sentence. */
+function sentence(text) {
+  const capital = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[.!?]$/.test(capital) ? capital : `${capital}.`;
 }
 
 function card(stream) {
   const live = stream.publishing !== false;
   const link = document.createElement('a');
   link.className = 'card';
-  link.href = `/play/${stream.name.split('/').map(encodeURIComponent).join('/')}`;
+  link.href = `/play/${stream.name}${token ? `#token=${encodeURIComponent(token)}` : ''}`;
   const line = (className, ...children) => {
     const element = document.createElement('div');
     element.className = className;
@@ -34,8 +41,7 @@ function card(stream) {
   line('card-name', stream.name);
   const tracks = (stream.tracks ?? []).map(trackText).filter(Boolean).join(' · ');
   if (tracks) line('card-tracks', tracks);
-  const problem = typeof stream.problem === 'string' ? stream.problem : stream.problem?.detail;
-  if (problem) line('card-problem', problem);
+  if (stream.problem) line('card-problem', sentence(stream.problem));
   const item = document.createElement('li');
   item.append(link);
   return item;
@@ -44,7 +50,12 @@ function card(stream) {
 let shown = '';
 async function refresh() {
   try {
-    const response = await fetch('/api/v1/streams', { cache: 'no-store', signal: AbortSignal.timeout(5000) });
+    const headers = token ? { Authorization: `Bearer ${token}` } : {};
+    const response = await fetch('/api/v1/streams', { headers, cache: 'no-store', signal: AbortSignal.timeout(5000) });
+    if (response.status === 401 || response.status === 403) {
+      $('status').textContent = 'This list needs a valid token in the address: …/#token=TOKEN';
+      return;
+    }
     if (!response.ok) throw new Error(`status ${response.status}`);
     const { streams } = await response.json();
     const text = JSON.stringify(streams);

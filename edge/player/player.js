@@ -68,6 +68,13 @@ const retryAfterMs = (response, fallback) => {
   return Math.min(30000, Math.max(500, Number.isFinite(seconds) ? seconds * 1000 : fallback));
 };
 
+/** The server's words, as a sentence. */
+function sentence(text) {
+  if (!text) return undefined;
+  const capital = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[.!?]$/.test(capital) ? capital : `${capital}.`;
+}
+
 /** A refusal by the server, in words, with what to do next. */
 class Refused extends Error {
   constructor(state, detail, retryMs) {
@@ -81,7 +88,7 @@ async function refusal(response) {
   try {
     if (response.headers.get('Content-Type')?.includes('json')) problem = await response.json();
   } catch { /* The status alone has to do. */ }
-  const detail = problem.detail ?? problem.title;
+  const detail = sentence(problem.detail ?? problem.title);
   switch (true) {
     case String(problem.type ?? '').endsWith('b-frames'):
       return new Refused('problem', detail ?? 'The publisher sends B-frames, which WebRTC cannot show.', 5000);
