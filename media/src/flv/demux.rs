@@ -314,73 +314,14 @@ impl Demuxer {
     /// Parameter sets among the slices replace those with the same id. Sets that can't be read are left aside: the
     /// configuration that was good stays.
     fn in_band(&mut self, sps: &[Bytes], pps: &[Bytes], length_size: u8) {
-        let (mut all_sps, mut all_pps) =
-            self.video.as_ref().map_or_else(Default::default, |video| {
-                (
-                    video.configuration.sps.clone(),
-                    video.configuration.pps.clone(),
-                )
-            });
-        let known = |sets: &[Bytes], new: &[Bytes]| new.iter().all(|set| sets.contains(set));
-        if known(&all_sps, sps) && known(&all_pps, pps) {
-            return;
-        }
-        for set in sps {
-            replace(&mut all_sps, set, sps_id);
-        }
-        for set in pps {
-            replace(&mut all_pps, set, pps_id);
-        }
-        if let Ok(configuration) = h264::Configuration::from_parameter_sets(all_sps, all_pps) {
+        let changed = match &self.video {
+            Some(video) => video.configuration.updated(sps, pps),
+            None => h264::Configuration::from_parameter_sets(sps.to_vec(), pps.to_vec()).map(Some),
+        };
+        if let Ok(Some(configuration)) = changed {
             self.set_video(configuration, length_size);
         }
     }
-}
-
-/// Parameter sets kept per kind (count): ISO/IEC 14496-10 has 32 SPS ids and 256 PPS ids; the record counts SPS in 5 bits, PPS in 8.
-const PARAMETER_SETS_MAX: usize = 31;
-
-fn replace(sets: &mut Vec<Bytes>, new: &Bytes, id: fn(&[u8]) -> Option<u32>) {
-    let Some(new_id) = id(new) else {
-        return;
-    };
-    let known = sets.iter().position(|set| id(set) == Some(new_id));
-    // Copied, so that a set of a few bytes does not keep the whole access unit it came in.
-    let new = Bytes::copy_from_slice(new);
-    match known {
-        Some(index) => {
-            if let Some(set) = sets.get_mut(index) {
-                *set = new;
-            }
-        }
-        None if sets.len() < PARAMETER_SETS_MAX => sets.push(new),
-        None => {}
-    }
-}
-
-/// seq_parameter_set_id (ISO/IEC 14496-10 section 7.3.2.1.1): behind the NAL header, profile, constraints and level.
-fn sps_id(nal: &[u8]) -> Option<u32> {
-    exp_golomb(nal.get(4..)?)
-}
-
-/// pic_parameter_set_id (ISO/IEC 14496-10 section 7.3.2.2): behind the NAL header.
-fn pps_id(nal: &[u8]) -> Option<u32> {
-    exp_golomb(nal.get(1..)?)
-}
-
-/// The ue(v) at the start of `bytes`, for values that fit in the first 4 bytes.
-fn exp_golomb(bytes: &[u8]) -> Option<u32> {
-    let mut window = [0; 4];
-    for (slot, byte) in window.iter_mut().zip(bytes) {
-        *slot = *byte;
-    }
-    let window = u32::from_be_bytes(window);
-    let zeros = window.leading_zeros();
-    if zeros > 15 {
-        return None;
-    }
-    let bits = zeros.checked_mul(2)?.checked_add(1)?;
-    window.checked_shr(32u32.checked_sub(bits)?)?.checked_sub(1)
 }
 
 fn take(body: &mut Bytes) -> Result<u8, Skipped> {
@@ -544,21 +485,6 @@ mod tests {
             (&[0xAF, 1, 5], "no_configuration"),
         ] {
             assert_eq!(skipped(&audio(&mut demuxer, body)), reason, "{body:x?}");
-        }
-    }
-
-    #[test]
-    fn parameter_set_ids_are_read() {
-        for (bytes, value) in [
-            (&[0x80][..], Some(0)),
-            (&[0x40], Some(1)),
-            (&[0x60], Some(2)),
-            (&[0x01, 0x00], Some(127)),
-            (&[0x00, 0x80, 0x00], Some(255)),
-            (&[0, 0, 0, 0], None),
-            (&[], None),
-        ] {
-            assert_eq!(exp_golomb(bytes), value, "{bytes:x?}");
         }
     }
 }
