@@ -29,7 +29,7 @@ pub(super) async fn streams(
     request: HttpRequest,
     state: web::Data<EdgeState>,
 ) -> Result<HttpResponse, Problem> {
-    auth::check(state.play_token.as_ref(), &request)?;
+    auth::check(state.config.play_token.as_ref(), &request)?;
     let viewers = state.sessions.by_stream();
     let streams: Vec<Value> = listing(&state)
         .await

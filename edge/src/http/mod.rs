@@ -45,7 +45,8 @@ pub struct IceServer {
     /// The user of a TURN server.
     pub username: Option<String>,
     /// Their password.
-    pub credential: Option<String>,
+    #[serde(skip_serializing)]
+    pub credential: Option<Token>,
 }
 
 /// What requests work with.
@@ -56,7 +57,6 @@ pub struct EdgeState {
     shards: Shards,
     sessions: Arc<Sessions>,
     config: Config,
-    play_token: Option<Token>,
     limiter: Mutex<limits::Limiter>,
     live: api::Live,
 }
@@ -69,7 +69,6 @@ impl EdgeState {
         shards: Shards,
         sessions: Arc<Sessions>,
         config: Config,
-        play_token: Option<Token>,
     ) -> Self {
         let limiter = Mutex::new(limits::Limiter::new(&config.limits));
         Self {
@@ -78,7 +77,6 @@ impl EdgeState {
             shards,
             sessions,
             config,
-            play_token,
             limiter,
             live: api::Live::default(),
         }

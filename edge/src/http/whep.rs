@@ -59,7 +59,7 @@ async fn join(
     let start = clock.now();
     state.admit(request)?;
     let name = name(&path.0, &path.1)?;
-    auth::check(state.play_token.as_ref(), request)?;
+    auth::check(state.config.play_token.as_ref(), request)?;
     if state.draining() {
         return Err(Problem::draining());
     }
@@ -232,7 +232,7 @@ pub(super) async fn get(
     state: Data<EdgeState>,
 ) -> Result<HttpResponse, Problem> {
     name(&path.0, &path.1)?;
-    auth::check(state.play_token.as_ref(), &request)?;
+    auth::check(state.config.play_token.as_ref(), &request)?;
     Ok(HttpResponse::NoContent().finish())
 }
 
@@ -243,7 +243,7 @@ pub(super) async fn head(
     state: Data<EdgeState>,
 ) -> Result<HttpResponse, Problem> {
     name(&path.0, &path.1)?;
-    auth::check(state.play_token.as_ref(), &request)?;
+    auth::check(state.config.play_token.as_ref(), &request)?;
     Ok(HttpResponse::Ok().content_type(SDP).finish())
 }
 
@@ -276,7 +276,7 @@ fn session(
     request: &HttpRequest,
 ) -> Result<Arc<Session>, Problem> {
     let name = name(&path.0, &path.1)?;
-    auth::check(state.play_token.as_ref(), request)?;
+    auth::check(state.config.play_token.as_ref(), request)?;
     state
         .sessions
         .get(&name, &path.2)
@@ -316,7 +316,7 @@ fn created(
                 link,
                 "; username=\"{}\"; credential=\"{}\"; credential-type=\"password\"",
                 quoted(username),
-                quoted(credential)
+                quoted(credential.reveal())
             );
         }
         response.append_header((header::LINK, link));
