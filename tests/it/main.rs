@@ -10,3 +10,4 @@ mod browser;
 mod failover;
 mod operations;
 mod play;
+mod whep;

@@ -10,7 +10,7 @@ mod viewer;
 use std::time::{Duration, Instant};
 
 pub(crate) use cluster::{Cluster, Directory, Options};
-pub(crate) use http::{get, request};
+pub(crate) use http::{Answer, get, request};
 pub(crate) use process::{Process, free_ports};
 pub(crate) use publisher::{Picture, Publisher, Sound};
 pub(crate) use stamped::Stamped;

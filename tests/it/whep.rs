@@ -1,0 +1,294 @@
+//! The life of a WHEP session as a player's HTTP requests see it (RFC 9725 and the WHEP draft), and what an unfriendly one gets.
+//!
+//! The offers are Chromium's. Nobody connects behind them unless a test says so: what counts here is what is answered.
+
+use super::harness::{
+    Answer, Cluster, Options, Picture, Publisher, Sound, Viewer, eventually, get, pause, request,
+    seconds,
+};
+
+const OFFER: &str = include_str!("../../media/src/sdp/testdata/chromium-156-stereo.sdp");
+const STREAM: &str = "/whep/live/demo";
+const SDP: (&str, &str) = ("Content-Type", "application/sdp");
+const FRAGMENT: (&str, &str) = ("Content-Type", "application/trickle-ice-sdpfrag");
+
+/// A cluster with a live stream.
+struct Live {
+    cluster: Cluster,
+    _publisher: Publisher,
+}
+
+/// What a 201 said.
+struct Session {
+    url: String,
+    etag: String,
+    answer: String,
+}
+
+impl Live {
+    fn start(options: &Options) -> Self {
+        let mut cluster = Cluster::standalone(options);
+        let url = cluster.rtmp_url("live/demo");
+        Self {
+            _publisher: Publisher::start(&url, Picture::Test, Sound::Tone),
+            cluster,
+        }
+    }
+
+    fn port(&mut self) -> u16 {
+        self.cluster.edge().http
+    }
+
+    /// Offers until the stream is live.
+    fn join(&mut self) -> Session {
+        let port = self.port();
+        eventually("the stream can be joined", seconds(15), || {
+            let answer = request(port, "POST", STREAM, &[SDP], OFFER)?;
+            if answer.status == 409 {
+                assert!(answer.header("Retry-After").is_some(), "{answer:?}");
+                return None;
+            }
+            assert_eq!(answer.status, 201, "{answer:?}");
+            assert_eq!(answer.header("Content-Type"), Some("application/sdp"));
+            let header = |name| answer.header(name).unwrap_or_default().to_owned();
+            assert!(header("Accept-Patch").contains(FRAGMENT.1));
+            assert!(header("Access-Control-Expose-Headers").contains("Location"));
+            Some(Session {
+                url: header("Location"),
+                etag: header("ETag"),
+                answer: answer.body.clone(),
+            })
+        })
+    }
+
+    fn patch(&mut self, session: &Session, etag: &str, body: &str) -> Answer {
+        let headers = [FRAGMENT, ("If-Match", etag)];
+        request(self.port(), "PATCH", &session.url, &headers, body).expect("an answer")
+    }
+
+    /// How many viewers the edge has, by its admin port.
+    fn viewers(&mut self) -> usize {
+        let viewers = get(self.cluster.edge().admin, "/api/v1/viewers").expect("viewers");
+        viewers.body.matches("live/demo").count()
+    }
+}
+
+/// A fragment with these credentials, as Chromium trickles.
+fn fragment(ufrag: &str, pwd: &str) -> String {
+    format!(
+        "a=ice-ufrag:{ufrag}\r\na=ice-pwd:{pwd}\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\n\
+         a=candidate:1 1 udp 2113937151 48a3c5da-bda6-493f-bbf6-68bd6c472087.local 39635 typ host\r\n\
+         a=candidate:2 1 tcp 1518280447 192.0.2.1 9 typ host tcptype active\r\na=end-of-candidates\r\n"
+    )
+}
+
+fn attribute<'a>(sdp: &'a str, key: &str) -> &'a str {
+    sdp.lines()
+        .find_map(|line| {
+            line.strip_prefix("a=")?
+                .strip_prefix(key)?
+                .strip_prefix(':')
+        })
+        .unwrap_or_else(|| panic!("no {key} in {sdp}"))
+}
+
+#[test]
+fn a_session_lives_and_ends_as_rfc_9725_has_it() {
+    let mut live = Live::start(&Options::default());
+    let session = live.join();
+    let port = live.port();
+
+    // The answer: one transport, passive, lite, everything in it.
+    for line in [
+        "a=ice-lite",
+        "a=setup:passive",
+        "a=sendonly",
+        "a=rtcp-mux",
+        "a=group:BUNDLE 0 1",
+        "a=end-of-candidates",
+        "useinbandfec=1;stereo=1;sprop-stereo=1",
+    ] {
+        assert!(session.answer.contains(line), "{line}:\n{}", session.answer);
+    }
+    assert!(session.answer.contains("127.0.0.1"), "{}", session.answer);
+    // The URL is on this edge and says nothing; the entity tag is strong and quoted.
+    let id = session.url.rsplit('/').next().unwrap_or_default();
+    assert!(
+        session.url.starts_with(STREAM) && id.len() >= 32,
+        "{}",
+        session.url
+    );
+    assert!(session.etag.starts_with('"') && session.etag.ends_with('"') && session.etag.len() > 8);
+    assert_eq!(live.viewers(), 1);
+    let known = request(port, "GET", &session.url, &[], "").expect("an answer");
+    assert_eq!((known.status, known.body.as_str()), (204, ""));
+
+    // Trickling: candidates of every kind are taken and change nothing.
+    let own = fragment(attribute(OFFER, "ice-ufrag"), attribute(OFFER, "ice-pwd"));
+    let answer = live.patch(&session, &session.etag, &own);
+    assert_eq!(
+        (answer.status, answer.body.as_str()),
+        (204, ""),
+        "{answer:?}"
+    );
+    assert!(answer.header("ETag").is_none(), "{answer:?}");
+    let bare =
+        "m=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\na=candidate:1 1 udp 1 ::1 9 typ host\r\n";
+    assert_eq!(live.patch(&session, &session.etag, bare).status, 204);
+
+    // What is wrong with a PATCH.
+    let url = session.url.as_str();
+    let patch = |headers: &[(&str, &str)], body: &str| {
+        request(port, "PATCH", url, headers, body)
+            .expect("an answer")
+            .status
+    };
+    assert_eq!(patch(&[FRAGMENT], &own), 428);
+    assert_eq!(patch(&[FRAGMENT, ("If-Match", "\"other\"")], &own), 412);
+    let etag = ("If-Match", session.etag.as_str());
+    assert_eq!(patch(&[SDP, etag], OFFER), 415);
+    assert_eq!(patch(&[FRAGMENT, etag], "hello"), 400);
+    assert_eq!(patch(&[FRAGMENT, etag], &"a=x\r\n".repeat(20_000)), 413);
+
+    // Another name's path doesn't open the session.
+    let elsewhere = url.replace("/live/demo/", "/live/other/");
+    let answer = request(port, "DELETE", &elsewhere, &[], "").expect("an answer");
+    assert_eq!(answer.status, 404);
+
+    // The end: at once, and once. Entity tags don't matter to it.
+    let headers = [("If-Match", "\"other\"")];
+    let answer = request(port, "DELETE", url, &headers, "").expect("an answer");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    for method in ["DELETE", "GET"] {
+        let answer = request(port, method, url, &[], "").expect("an answer");
+        assert_eq!(answer.status, 404, "{method}");
+    }
+    assert_eq!(patch(&[FRAGMENT, etag], &own), 404);
+    eventually("the viewer is gone", seconds(1), || {
+        (live.viewers() == 0).then_some(())
+    });
+}
+
+#[test]
+fn ice_restarts_get_new_credentials_and_a_new_tag() {
+    let mut live = Live::start(&Options::default());
+    let session = live.join();
+    let new = fragment("newF", "newPasswordOf24Characters");
+    let answer = live.patch(&session, "*", &new);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(
+        answer.header("Content-Type"),
+        Some("application/trickle-ice-sdpfrag")
+    );
+    let etag = answer.header("ETag").expect("a new tag").to_owned();
+    assert_ne!(etag, session.etag);
+    for key in ["ice-ufrag", "ice-pwd"] {
+        assert_ne!(
+            attribute(&answer.body, key),
+            attribute(&session.answer, key)
+        );
+    }
+    for line in [
+        "a=ice-lite\r\n",
+        "a=candidate:1 1 udp ",
+        "a=end-of-candidates\r\n",
+    ] {
+        assert!(answer.body.contains(line), "{line}: {}", answer.body);
+    }
+    // The old ICE session is over: late candidates of it are refused, those of the new one taken.
+    assert_eq!(live.patch(&session, &session.etag, &new).status, 412);
+    assert_eq!(live.patch(&session, &etag, &new).status, 204);
+    // RFC 9725 prints the star in quotes, and some players send it so.
+    let newer = fragment("newG", "newerPasswordOf24Characters");
+    assert_eq!(live.patch(&session, "\"*\"", &newer).status, 200);
+}
+
+#[test]
+fn offers_that_never_connect_are_reaped() {
+    let mut live = Live::start(&Options::default());
+    for _ in 0..20 {
+        live.join();
+    }
+    assert_eq!(live.viewers(), 20);
+    eventually("half-open sessions are gone", seconds(35), || {
+        (live.viewers() == 0).then_some(())
+    });
+}
+
+#[test]
+fn unfriendly_requests_are_refused_and_leave_nothing_behind() {
+    let mut live = Live::start(&Options::default());
+    let session = live.join();
+    let port = live.port();
+    let post = |headers: &[(&str, &str)], body: &str| {
+        request(port, "POST", STREAM, headers, body).map_or(0, |answer| answer.status)
+    };
+    assert_eq!(post(&[], OFFER), 415);
+    assert_eq!(post(&[("Content-Type", "application/json")], OFFER), 415);
+    assert_eq!(post(&[SDP], ""), 400);
+    assert_eq!(post(&[SDP], "v=0"), 400);
+    // The server may close before it was told everything.
+    assert!([0, 413].contains(&post(&[SDP], &"a".repeat(1 << 20))));
+    assert_eq!(
+        post(&[SDP], &OFFER.replace("a=recvonly", "a=sendonly")),
+        422
+    );
+    assert_eq!(
+        post(&[SDP], &OFFER.replace("H264/90000", "H265/90000")),
+        422
+    );
+    assert_eq!(
+        post(&[SDP], &OFFER.replace("setup:actpass", "setup:passive")),
+        400
+    );
+    assert_eq!(post(&[SDP], &OFFER.replace("sha-256", "sha-512")), 400);
+    let own = fragment(attribute(OFFER, "ice-ufrag"), attribute(OFFER, "ice-pwd"));
+    for _ in 0..2000 {
+        assert_eq!(live.patch(&session, "\"stale\"", &own).status, 412);
+    }
+    assert_eq!(live.viewers(), 1);
+    let answer = request(port, "DELETE", &session.url, &[], "").expect("an answer");
+    assert_eq!(answer.status, 200);
+    assert_eq!(live.viewers(), 0);
+    assert!(!live.cluster.edge().process.said("panicked at"));
+}
+
+#[test]
+fn deleting_a_playing_session_stops_its_media_within_a_second() {
+    let mut live = Live::start(&Options::default());
+    let url = live.cluster.whep_url("live/demo");
+    let mut viewer = Viewer::start(&url, seconds(60), &["--wait", "15s"]);
+    viewer.await_frames(30, seconds(20));
+    assert_eq!(live.viewers(), 1);
+    // The probe deletes its session when it is told to stop.
+    viewer.process.terminate();
+    eventually("the viewer is gone", seconds(3), || {
+        (live.viewers() == 0).then_some(())
+    });
+    let admin = live.cluster.edge().admin;
+    let sent = || {
+        let text = get(admin, "/metrics").expect("the metrics").body;
+        let packets = text
+            .lines()
+            .filter(|line| line.starts_with("headwater_edge_packets_sent_total"));
+        packets.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = sent();
+    assert!(!before.is_empty());
+    pause(seconds(1));
+    assert_eq!(sent(), before, "packets leave for nobody");
+}
+
+#[test]
+fn ice_servers_are_told_on_201_only() {
+    let servers = "[{ url = \"stun:stun.example.com:3478\" }, \
+                   { url = \"turn:turn.example.com?transport=udp\", username = \"u\", credential = \"p\" }]";
+    let mut live = Live::start(&Options::default().env("HEADWATER_EDGE__ICE_SERVERS", servers));
+    live.join();
+    let port = live.port();
+    let answer = request(port, "POST", STREAM, &[SDP], OFFER).expect("an answer");
+    let link = answer.header("Link").expect("a link");
+    assert_eq!(link, "<stun:stun.example.com:3478>; rel=\"ice-server\"");
+    let options = request(port, "OPTIONS", STREAM, &[], "").expect("an answer");
+    assert_eq!((options.status, options.header("Link")), (200, None));
+}
