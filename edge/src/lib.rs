@@ -17,6 +17,7 @@ pub mod sessions;
 pub mod shard;
 pub mod subscriber;
 mod transport;
+mod upstream;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

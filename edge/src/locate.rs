@@ -1,7 +1,22 @@
 //! Where streams are to be had, and which ones are live.
 
-use headwater_media::id::StreamName;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use headwater_media::id::{Epoch, StreamName};
 use headwater_node::Node;
+use headwater_node::directory::Upstream;
+use headwater_proto::replication::{ListStreamsRequest, LiveStream as WireStream};
+use tracing::debug;
+
+use crate::upstream::Connection;
+
+/// An origin of a fixed list that takes longer to say what it has is left out.
+const LIST_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// Streams taken from one answer (count); an answer is bounded by the message size anyway.
+const STREAMS_MAX: usize = 10_000;
 
 /// A stream that is live somewhere in the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,14 +28,78 @@ pub struct LiveStream {
 }
 
 /// What is live, by name: from the directory's watched copy, or by asking the origins of a fixed list (each gets a second
-/// or two to answer; who doesn't is left out).
+/// or two to answer; who doesn't is left out). May be called on any thread.
 pub async fn live_streams(node: &Node) -> Vec<LiveStream> {
-    node.directory
-        .streams()
-        .into_iter()
-        .map(|record| LiveStream {
-            name: record.name,
-            publishing: true,
+    let origins = node.directory.fixed_origins();
+    if origins.is_empty() {
+        let known = node.directory.streams().into_iter();
+        let mut streams: Vec<LiveStream> = known
+            .map(|record| LiveStream {
+                name: record.name,
+                publishing: true,
+            })
+            .collect();
+        streams.sort_by(|a, b| a.name.cmp(&b.name));
+        return streams;
+    }
+    let asked = origins.into_iter().map(|origin| {
+        let task_node = node.clone();
+        node.io.spawn(async move {
+            let answer = tokio::time::timeout(LIST_TIMEOUT, ask(&task_node, &origin)).await;
+            answer.unwrap_or_else(|_| {
+                debug!(%origin, "did not say in time what is live");
+                Vec::new()
+            })
         })
+    });
+    let mut newest: BTreeMap<StreamName, (Epoch, bool)> = BTreeMap::new();
+    for stream in join_all(asked).await.into_iter().flatten().flatten() {
+        let Ok(name) = stream.stream.parse::<StreamName>() else {
+            continue;
+        };
+        let found = (Epoch(stream.epoch), stream.publishing);
+        let known = newest.entry(name).or_insert(found);
+        if found.0 > known.0 {
+            *known = found;
+        }
+    }
+    let streams = newest.into_iter();
+    streams
+        .map(|(name, (_, publishing))| LiveStream { name, publishing })
         .collect()
+}
+
+async fn ask(node: &Node, origin: &str) -> Vec<WireStream> {
+    let connection = Connection::shared(node, origin);
+    let answer = async {
+        let mut client = connection
+            .client()
+            .await
+            .map_err(|error| error.to_string())?;
+        let answer = client.list_streams(ListStreamsRequest {}).await;
+        answer.map_err(|status| status.to_string())
+    };
+    match answer.await {
+        Ok(answer) => {
+            let mut streams = answer.into_inner().streams;
+            streams.truncate(STREAMS_MAX);
+            streams
+        }
+        Err(error) => {
+            connection.discard();
+            debug!(%origin, %error, "does not say what is live");
+            Vec::new()
+        }
+    }
+}
+
+/// Where to subscribe to a stream, best first.
+pub(crate) fn upstreams(node: &Node, name: &StreamName) -> Vec<Upstream> {
+    node.directory.upstreams(name)
+}
+
+/// The directory names another upstream than `present`, with a publisher newer than `epoch`: the stream has moved.
+pub(crate) fn moved(node: &Node, name: &StreamName, present: &str, epoch: Option<Epoch>) -> bool {
+    let best = node.directory.upstreams(name).into_iter().next();
+    best.is_some_and(|best| best.grpc_url != present && best.epoch > epoch)
 }

@@ -61,6 +61,8 @@ pub enum Received {
 #[derive(Debug, Default)]
 pub struct Receiver {
     epoch: Option<Epoch>,
+    /// The tracks the stream has; units of others are of no use.
+    listed: Vec<TrackId>,
     tracks: Vec<TrackState>,
     clock: OffsetFilter,
     call: Option<Call>,
@@ -128,6 +130,7 @@ impl Receiver {
             Some(_) | None => self.tracks.clear(),
         }
         self.epoch = Some(info.epoch);
+        self.listed = info.tracks.iter().map(|track| track.id).collect();
         self.tracks.retain(|track| info.track(track.id).is_some());
         Ok(())
     }
@@ -139,7 +142,7 @@ impl Receiver {
             call.units += 1;
             call.ack_at.get_or_insert(now + ACK_INTERVAL);
         }
-        if self.epoch != Some(unit.epoch) {
+        if self.epoch != Some(unit.epoch) || !self.listed.contains(&unit.track) {
             return Received::Discard;
         }
         let track = match self.tracks.iter_mut().find(|track| track.id == unit.track) {
