@@ -128,11 +128,6 @@ impl Reception {
         Duration::try_from_secs_f64(self.jitter_seconds).unwrap_or_default()
     }
 
-    /// When the newest packet came.
-    pub(super) fn last_arrival(&self) -> Option<Instant> {
-        self.last.map(|(at, _)| at)
-    }
-
     /// The sequence number nearest to the highest one seen.
     fn unwrap(&self, sequence: u16) -> i64 {
         let Some(highest) = self.highest else {
