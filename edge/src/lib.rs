@@ -11,6 +11,7 @@
 pub mod config;
 pub mod http;
 pub mod locate;
+mod metrics;
 pub mod registry;
 pub mod replica;
 pub mod sessions;

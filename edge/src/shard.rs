@@ -3,6 +3,11 @@
 //! A shard is one thread with one UDP socket; its viewers live and die on it. [`Shards`] picks one for a new
 //! viewer, [`ShardHandle`] talks to it from other threads.
 
+mod demux;
+mod outbox;
+mod socket;
+mod wheel;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64};

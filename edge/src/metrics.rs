@@ -1,0 +1,78 @@
+//! The edge's metrics: names and help texts.
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
+/// See [`describe`].
+pub(crate) const REPLICAS: &str = "headwater_edge_replicas";
+/// See [`describe`].
+pub(crate) const VIEWERS: &str = "headwater_edge_viewers";
+/// See [`describe`].
+pub(crate) const VIEWERS_JOINED: &str = "headwater_edge_viewers_joined_total";
+/// See [`describe`].
+pub(crate) const VIEWERS_ENDED: &str = "headwater_edge_viewers_ended_total";
+/// See [`describe`].
+pub(crate) const HANDSHAKES: &str = "headwater_edge_handshakes_total";
+/// See [`describe`].
+pub(crate) const PACKETS_SENT: &str = "headwater_edge_packets_sent_total";
+/// See [`describe`].
+pub(crate) const BYTES_SENT: &str = "headwater_edge_sent_bytes_total";
+/// See [`describe`].
+pub(crate) const RESENT: &str = "headwater_edge_packets_resent_total";
+/// See [`describe`].
+pub(crate) const SEND_DROPPED: &str = "headwater_edge_sends_dropped_total";
+/// See [`describe`].
+pub(crate) const SEND_SYSCALLS: &str = "headwater_edge_send_calls_total";
+/// See [`describe`].
+pub(crate) const DATAGRAMS_REFUSED: &str = "headwater_edge_datagrams_refused_total";
+/// See [`describe`].
+pub(crate) const FEEDBACK: &str = "headwater_edge_feedback_total";
+/// See [`describe`].
+pub(crate) const NACKS_UNANSWERED: &str = "headwater_edge_nacks_unanswered_total";
+/// See [`describe`].
+pub(crate) const KEYFRAMES_RESENT: &str = "headwater_edge_keyframes_resent_total";
+/// See [`describe`].
+pub(crate) const SKIPPED: &str = "headwater_edge_skips_to_keyframe_total";
+/// See [`describe`].
+pub(crate) const MAILBOX_FULL: &str = "headwater_edge_mailboxes_full_total";
+/// See [`describe`].
+pub(crate) const FAN_OUT: &str = "headwater_edge_fan_out_seconds";
+
+/// Registers the help texts. Call once, after the recorder is installed.
+pub fn describe() {
+    describe_gauge!(REPLICAS, "streams this edge replicates");
+    describe_gauge!(VIEWERS, "WebRTC viewers by shard, connecting ones included");
+    describe_counter!(VIEWERS_JOINED, "viewers taken in");
+    describe_counter!(VIEWERS_ENDED, "viewers that ended, by reason");
+    describe_counter!(HANDSHAKES, "DTLS handshakes completed, by SRTP profile");
+    describe_counter!(
+        PACKETS_SENT,
+        "RTP packets sent for the first time, by kind of media"
+    );
+    describe_counter!(BYTES_SENT, Unit::Bytes, "RTP bytes sent, tags included");
+    describe_counter!(RESENT, "packets sent again by RTX");
+    describe_counter!(
+        SEND_DROPPED,
+        "messages (datagrams or runs of them) not sent, by reason"
+    );
+    describe_counter!(SEND_SYSCALLS, "calls to sendmmsg");
+    describe_counter!(DATAGRAMS_REFUSED, "datagrams nobody could use, by reason");
+    describe_counter!(FEEDBACK, "RTCP feedback received, by kind");
+    describe_counter!(
+        NACKS_UNANSWERED,
+        "packets asked for by NACK and not sent again, by reason"
+    );
+    describe_counter!(
+        KEYFRAMES_RESENT,
+        "requests for a keyframe, by how they were answered"
+    );
+    describe_counter!(
+        SKIPPED,
+        "times media was skipped to the next keyframe, by place"
+    );
+    describe_counter!(MAILBOX_FULL, "messages refused by a full mailbox, by link");
+    describe_histogram!(
+        FAN_OUT,
+        Unit::Seconds,
+        "from an access unit's arrival at the shard to its last viewer's send call"
+    );
+}

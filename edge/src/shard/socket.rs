@@ -1,0 +1,326 @@
+//! A shard's UDP socket: many datagrams in by one call, many runs out by one call.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use metrics::counter;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    ControlMessage, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg,
+};
+use socket2::{Domain, Protocol, Type};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+
+use crate::metrics::{SEND_DROPPED, SEND_SYSCALLS};
+use crate::shard::outbox::{Message, Outbox};
+
+/// Datagrams read by one call (count).
+const RECEIVE_BATCH: usize = 32;
+
+/// Bytes of a datagram that a viewer may send; longer ones are cut and then refused by who reads them.
+const DATAGRAM_BYTES_MAX: usize = 2048;
+
+/// Messages sent by one call (count).
+const SEND_BATCH: usize = 64;
+
+/// How often a full send buffer is waited for before what is left is dropped (count), and how long each time. The buffer holds
+/// megabytes; when it stays full this long, sending more only adds to the queue.
+const FULL_RETRIES: usize = 3;
+const FULL_WAIT: Duration = Duration::from_millis(2);
+
+/// The socket and its reusable buffers.
+pub(crate) struct Socket {
+    socket: UdpSocket,
+    receive_headers: MultiHeaders<SockaddrStorage>,
+    receive_buffers: Vec<Box<[u8; DATAGRAM_BYTES_MAX]>>,
+    plain_headers: MultiHeaders<SockaddrStorage>,
+    segmented_headers: MultiHeaders<SockaddrStorage>,
+    addresses: Vec<Option<SockaddrStorage>>,
+    /// The kernel or the device refused a segmented message; we cut them ourselves from then on.
+    unsegmented: bool,
+}
+
+impl std::fmt::Debug for Socket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Socket")
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Binds a media socket with buffers of about the sizes asked for. The kernel may grant less (net.core.wmem_max).
+///
+/// # Errors
+/// If the address can't be bound.
+pub(crate) fn bind(
+    address: SocketAddr,
+    send_buffer_bytes: usize,
+    receive_buffer_bytes: usize,
+) -> io::Result<std::net::UdpSocket> {
+    let socket = socket2::Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    // Best effort: small buffers cost drops under load, not correctness.
+    let _ = socket.set_send_buffer_size(send_buffer_bytes);
+    let _ = socket.set_recv_buffer_size(receive_buffer_bytes);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+impl Socket {
+    /// Takes a socket of [`bind`] over, on the runtime it will be used on.
+    ///
+    /// # Errors
+    /// If the runtime can't watch it.
+    pub(crate) fn new(socket: std::net::UdpSocket) -> io::Result<Self> {
+        Ok(Self {
+            socket: UdpSocket::from_std(socket)?,
+            receive_headers: MultiHeaders::preallocate(RECEIVE_BATCH, None),
+            receive_buffers: (0..RECEIVE_BATCH)
+                .map(|_| Box::new([0; DATAGRAM_BYTES_MAX]))
+                .collect(),
+            plain_headers: MultiHeaders::preallocate(SEND_BATCH, None),
+            segmented_headers: MultiHeaders::preallocate(SEND_BATCH, Some(nix::cmsg_space!(u16))),
+            addresses: Vec::with_capacity(SEND_BATCH),
+            unsegmented: false,
+        })
+    }
+
+    /// Waits until there is something to read.
+    ///
+    /// # Errors
+    /// If the runtime is going away.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        self.socket.readable().await
+    }
+
+    /// Reads a batch, if there is one, and passes each datagram on. Returns how many there were.
+    pub(crate) fn receive(&mut self, mut each: impl FnMut(SocketAddr, &mut [u8])) -> usize {
+        let fd = self.socket.as_raw_fd();
+        let headers = &mut self.receive_headers;
+        let mut lengths = [(0_usize, None); RECEIVE_BATCH];
+        let received = {
+            let mut slices: Vec<[IoSliceMut<'_>; 1]> = self
+                .receive_buffers
+                .iter_mut()
+                .map(|buffer| [IoSliceMut::new(&mut buffer[..])])
+                .collect();
+            self.socket.try_io(Interest::READABLE, || {
+                let results =
+                    recvmmsg(fd, headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)
+                        .map_err(io::Error::from)?;
+                let mut count = 0;
+                for (slot, message) in lengths.iter_mut().zip(results) {
+                    *slot = (
+                        message.bytes,
+                        message.address.as_ref().and_then(std_address),
+                    );
+                    count += 1;
+                }
+                Ok(count)
+            })
+        };
+        let Ok(received) = received else {
+            // Nothing there; or an ICMP error of an earlier send, which only concerns that viewer.
+            return 0;
+        };
+        for (buffer, (length, from)) in self.receive_buffers.iter_mut().zip(lengths).take(received)
+        {
+            if let (Some(from), Some(datagram)) = (from, buffer.get_mut(..length)) {
+                each(from, datagram);
+            }
+        }
+        received
+    }
+
+    /// Sends everything in `outbox` and empties it. Waits a little for a full buffer, then drops the rest and counts it.
+    pub(crate) async fn send(&mut self, outbox: &mut Outbox) {
+        let (messages, bytes) = outbox.messages();
+        let mut sent = 0;
+        let mut retries = 0;
+        while sent < messages.len() {
+            match self.send_some(&messages[sent..], bytes) {
+                Ok(count) => {
+                    sent += count;
+                    retries = 0;
+                }
+                Err(Errno::EAGAIN | Errno::ENOBUFS) if retries < FULL_RETRIES => {
+                    retries += 1;
+                    // tokio's readiness is told by try_io below; the timeout bounds a wait for a buffer that stays full.
+                    let _ = self
+                        .socket
+                        .try_io(Interest::WRITABLE, || -> io::Result<()> {
+                            Err(io::ErrorKind::WouldBlock.into())
+                        });
+                    let _ = tokio::time::timeout(FULL_WAIT, self.socket.writable()).await;
+                }
+                Err(Errno::EAGAIN | Errno::ENOBUFS) => {
+                    let dropped = messages.len() - sent;
+                    counter!(SEND_DROPPED, "reason" => "full")
+                        .increment(u64::try_from(dropped).unwrap_or(u64::MAX));
+                    break;
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EIO | Errno::EINVAL)
+                    if !self.unsegmented && messages[sent].segment.is_some() =>
+                {
+                    tracing::warn!(
+                        "the kernel refuses UDP segmentation here, so datagrams go one by one"
+                    );
+                    self.unsegmented = true;
+                }
+                Err(_) => {
+                    // This viewer's address is no good (unreachable, not permitted); its checks will end, and so will it.
+                    counter!(SEND_DROPPED, "reason" => "refused").increment(1);
+                    sent += 1;
+                }
+            }
+        }
+        outbox.clear();
+    }
+
+    /// Sends the messages at the front that one call can take: neighbours with the same segment size. Returns how many.
+    fn send_some(&mut self, messages: &[Message], bytes: &[u8]) -> Result<usize, Errno> {
+        let fd = self.socket.as_raw_fd();
+        let Some(first) = messages.first() else {
+            return Ok(0);
+        };
+        if let (true, Some(segment)) = (self.unsegmented, first.segment) {
+            return self.send_cut(first, usize::from(segment), bytes);
+        }
+        let count = messages
+            .iter()
+            .take(SEND_BATCH)
+            .take_while(|message| message.segment == first.segment)
+            .count();
+        let batch = &messages[..count];
+        self.addresses.clear();
+        self.addresses
+            .extend(batch.iter().map(|m| Some(SockaddrStorage::from(m.to))));
+        let slices: Vec<[IoSlice<'_>; 1]> = batch
+            .iter()
+            .map(|m| [IoSlice::new(&bytes[m.range.clone()])])
+            .collect();
+        counter!(SEND_SYSCALLS).increment(1);
+        let results = match &first.segment {
+            Some(segment) => sendmmsg(
+                fd,
+                &mut self.segmented_headers,
+                slices.iter(),
+                &self.addresses,
+                [ControlMessage::UdpGsoSegments(segment)],
+                MsgFlags::MSG_DONTWAIT,
+            )?,
+            None => sendmmsg(
+                fd,
+                &mut self.plain_headers,
+                slices.iter(),
+                &self.addresses,
+                [],
+                MsgFlags::MSG_DONTWAIT,
+            )?,
+        };
+        Ok(results.count())
+    }
+
+    /// Sends a run as single datagrams.
+    fn send_cut(
+        &mut self,
+        message: &Message,
+        segment: usize,
+        bytes: &[u8],
+    ) -> Result<usize, Errno> {
+        let slices: Vec<[IoSlice<'_>; 1]> = bytes[message.range.clone()]
+            .chunks(segment)
+            .take(SEND_BATCH)
+            .map(|datagram| [IoSlice::new(datagram)])
+            .collect();
+        self.addresses.clear();
+        self.addresses
+            .resize(slices.len(), Some(SockaddrStorage::from(message.to)));
+        // What a full buffer keeps back of the run counts as lost on the way; NACK brings it.
+        sendmmsg(
+            self.socket.as_raw_fd(),
+            &mut self.plain_headers,
+            slices.iter(),
+            &self.addresses,
+            [],
+            MsgFlags::MSG_DONTWAIT,
+        )?;
+        Ok(1)
+    }
+}
+
+fn std_address(storage: &SockaddrStorage) -> Option<SocketAddr> {
+    if let Some(v4) = storage.as_sockaddr_in() {
+        return Some(SocketAddr::new(IpAddr::V4(v4.ip()), v4.port()));
+    }
+    let v6 = storage.as_sockaddr_in6()?;
+    Some(SocketAddr::new(IpAddr::V6(v6.ip()), v6.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Socket, Socket, SocketAddr, SocketAddr) {
+        let make = || {
+            let socket = bind("127.0.0.1:0".parse().unwrap(), 1 << 20, 1 << 20).unwrap();
+            let address = socket.local_addr().unwrap();
+            (Socket::new(socket).unwrap(), address)
+        };
+        let ((a, a_address), (b, b_address)) = (make(), make());
+        (a, b, a_address, b_address)
+    }
+
+    async fn receive_all(socket: &mut Socket, count: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+        let mut received = Vec::new();
+        while received.len() < count {
+            socket.readable().await.unwrap();
+            socket.receive(|from, datagram| received.push((from, datagram.to_vec())));
+        }
+        received
+    }
+
+    #[tokio::test]
+    async fn runs_arrive_as_single_datagrams_in_order_with_and_without_segmentation() {
+        for unsegmented in [false, true] {
+            let (mut a, mut b, from, to) = pair();
+            a.unsegmented = unsegmented;
+            let mut outbox = Outbox::default();
+            for i in 0..100_u8 {
+                let size = if i % 10 == 9 { 300 } else { 1200 };
+                outbox.push(to, &vec![i; size]);
+            }
+            a.send(&mut outbox).await;
+            assert!(outbox.is_empty());
+            let received = receive_all(&mut b, 100).await;
+            for (i, (sender, datagram)) in received.iter().enumerate() {
+                assert_eq!(*sender, from);
+                assert_eq!(usize::from(datagram[0]), i);
+                assert_eq!(datagram.len(), if i % 10 == 9 { 300 } else { 1200 });
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_cannot_be_reached_costs_only_its_own_messages() {
+        let (mut a, mut b, _, to) = pair();
+        let mut outbox = Outbox::default();
+        outbox.push(to, b"one");
+        outbox.push("0.0.0.1:1".parse().unwrap(), b"nobody");
+        outbox.push(to, b"two");
+        a.send(&mut outbox).await;
+        let received = receive_all(&mut b, 2).await;
+        assert_eq!(received[1].1, b"two");
+    }
+}

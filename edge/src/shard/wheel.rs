@@ -1,0 +1,142 @@
+//! A hashed timer wheel: one entry per viewer instead of one tokio timer.
+//!
+//! Entries fire up to one [`TICK`] late and never early. Those further ahead than a turn of the wheel stay in their bucket until
+//! their turn comes. An entry can't be taken out: whoever gets a stale one ignores it.
+
+use std::time::{Duration, Instant};
+
+/// Resolution of the wheel: well below the shortest timer, a DTLS flight's 250 ms.
+const TICK: Duration = Duration::from_millis(8);
+
+/// Buckets (count): a turn is 4.1 s, so that the usual timers (reports, a flight) are touched once.
+const BUCKETS: usize = 512;
+
+/// Timers of type `K`.
+#[derive(Debug)]
+pub(crate) struct Wheel<K> {
+    start: Instant,
+    /// The next tick to look at.
+    tick: u64,
+    buckets: Vec<Vec<(u64, K)>>,
+    len: usize,
+}
+
+impl<K: Copy> Wheel<K> {
+    /// An empty wheel.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            start: now,
+            tick: 0,
+            buckets: (0..BUCKETS).map(|_| Vec::new()).collect(),
+            len: 0,
+        }
+    }
+
+    /// Fires `key` at `at`, or with the next turn if that has passed.
+    pub(crate) fn schedule(&mut self, at: Instant, key: K) {
+        let tick = self.tick_after(at).max(self.tick);
+        self.buckets[Self::bucket(tick)].push((tick, key));
+        self.len += 1;
+    }
+
+    /// Moves what is due to `due`.
+    pub(crate) fn poll_expired(&mut self, now: Instant, due: &mut Vec<K>) {
+        let elapsed = now.saturating_duration_since(self.start);
+        let last = u64::try_from(elapsed.as_nanos() / TICK.as_nanos()).unwrap_or(u64::MAX);
+        // After a stall longer than a turn one round visits every bucket.
+        let first = self.tick.max(last.saturating_sub(BUCKETS as u64 - 1));
+        for tick in first..=last {
+            let bucket = &mut self.buckets[Self::bucket(tick)];
+            let mut i = 0;
+            while let Some((at, key)) = bucket.get(i).copied() {
+                if at <= last {
+                    bucket.swap_remove(i);
+                    self.len -= 1;
+                    due.push(key);
+                } else {
+                    i += 1;
+                }
+            }
+        }
+        self.tick = self.tick.max(last + 1);
+    }
+
+    /// When to call [`Self::poll_expired`] next: at the latest then, an entry may be due. `None` when there are none.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        if self.len == 0 {
+            return None;
+        }
+        let ahead = (0..BUCKETS as u64)
+            .find(|ahead| !self.buckets[Self::bucket(self.tick + ahead)].is_empty())
+            .unwrap_or(0);
+        u32::try_from(self.tick + ahead)
+            .ok()
+            .map(|ticks| self.start + TICK * ticks)
+    }
+
+    const fn bucket(tick: u64) -> usize {
+        // The remainder is below BUCKETS.
+        #[expect(clippy::cast_possible_truncation, reason = "below BUCKETS")]
+        let bucket = (tick % BUCKETS as u64) as usize;
+        bucket
+    }
+
+    /// The first tick not before `at`.
+    fn tick_after(&self, at: Instant) -> u64 {
+        let ahead = at.saturating_duration_since(self.start);
+        u64::try_from(ahead.as_nanos().div_ceil(TICK.as_nanos())).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[expect(clippy::disallowed_methods, reason = "virtual time starts somewhere")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn each_fires_once_not_early_and_at_most_a_tick_late(
+            delays in proptest::collection::vec(0_u64..40_000, 1..50),
+            step in 1_u64..6000,
+        ) {
+            let now = start();
+            let mut wheel = Wheel::new(now);
+            for (i, delay) in delays.iter().enumerate() {
+                wheel.schedule(now + Duration::from_millis(*delay), i);
+            }
+            let mut fired = vec![None; delays.len()];
+            let mut at = 0;
+            while at < 50_000 {
+                let mut due = Vec::new();
+                wheel.poll_expired(now + Duration::from_millis(at), &mut due);
+                for i in due {
+                    proptest::prop_assert!(fired[i].replace(at).is_none());
+                }
+                at += step;
+            }
+            proptest::prop_assert_eq!(wheel.poll_timeout(), None);
+            for (delay, fired) in delays.iter().zip(fired) {
+                let fired = fired.expect("fired");
+                proptest::prop_assert!(fired >= *delay && fired < *delay + 8 + step);
+            }
+        }
+    }
+
+    #[test]
+    fn the_timeout_names_the_next_entry() {
+        let now = start();
+        let mut wheel = Wheel::new(now);
+        assert_eq!(wheel.poll_timeout(), None);
+        wheel.schedule(now + Duration::from_millis(100), 'a');
+        let at = wheel.poll_timeout().expect("one entry");
+        assert!(at >= now + Duration::from_millis(100));
+        assert!(at < now + Duration::from_millis(108));
+        let mut due = Vec::new();
+        wheel.poll_expired(at, &mut due);
+        assert_eq!(due, ['a']);
+    }
+}
