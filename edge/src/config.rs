@@ -34,6 +34,8 @@ pub struct Config {
     pub streams_max: usize,
     /// How long a replica without viewers stays subscribed (seconds).
     pub linger_seconds: u64,
+    /// How long the viewers of a stream that no upstream has any more are kept, in case it comes back (seconds).
+    pub stream_lost_seconds: u64,
     /// How long a join waits for a stream that may be live (milliseconds).
     pub open_timeout_ms: u64,
     /// How much media a shard keeps per track for retransmission and for viewers who join (seconds). Holds at
@@ -69,6 +71,7 @@ impl Default for Config {
             viewers_per_shard: 4000,
             streams_max: 1000,
             linger_seconds: 10,
+            stream_lost_seconds: 30,
             open_timeout_ms: 3000,
             ring_seconds: 4,
             ring_bytes: 32 << 20,

@@ -7,26 +7,45 @@
 //! | [`locate`], [`subscriber`] | where streams are to be had; the replication client |
 //! | [`registry`], [`replica`] | one replica per watched stream: started on demand, packetized once, lingering |
 //! | [`shard`] | one core's viewers: socket, maps, fan-out |
+//! | `transport` | a viewer's secure path: STUN, DTLS, SRTP |
+//! | `viewer`, `abr`, `retransmit` | a viewer's actors, on its shard's thread |
+//! | `announce`, `metrics` | the node's record in the directory; names and help texts |
 
+mod abr;
+mod announce;
 pub mod config;
 pub mod http;
 pub mod locate;
 mod metrics;
 pub mod registry;
 pub mod replica;
+mod retransmit;
 pub mod sessions;
 pub mod shard;
 pub mod subscriber;
 mod transport;
 mod upstream;
+mod viewer;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use actix_rt::Arbiter;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use headwater_node::Node;
 use headwater_node::admin::Report;
+use tokio::task::JoinHandle;
+use tracing::info;
 
 pub use config::Config;
+
+use crate::http::EdgeState;
+use crate::locate::LiveStream;
+use crate::registry::{Options, Registry};
+use crate::sessions::Sessions;
+use crate::shard::{Shards, Threads};
 
 /// Why an edge did not start.
 #[derive(Debug, thiserror::Error)]
@@ -42,12 +61,19 @@ pub enum StartError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The shards could not be started.
+    #[error(transparent)]
+    Shards(shard::StartError),
 }
 
 /// A running edge.
 #[derive(Debug)]
 pub struct Edge {
-    config: Config,
+    http: http::Http,
+    media: Threads,
+    announcer: JoinHandle<()>,
+    replicas: Arbiter,
+    report: Arc<EdgeReport>,
 }
 
 /// Starts an edge. Call it on the actix `System`'s thread.
@@ -55,40 +81,128 @@ pub struct Edge {
 /// # Errors
 /// If a listener can't be opened.
 pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
-    drop(node);
-    Ok(Edge { config })
+    metrics::describe();
+    let sessions = Arc::new(Sessions::new(node.clock.clone()));
+    let told = Arc::clone(&sessions);
+    let ended = Arc::new(move |viewer, reason| {
+        told.ended(viewer, reason);
+    });
+    let media = Threads::start(&config, &node.clock, ended)
+        .await
+        .map_err(|error| match error {
+            shard::StartError::Bind { address, source } => StartError::Listen {
+                what: "media",
+                address,
+                source,
+            },
+            error => StartError::Shards(error),
+        })?;
+    let shards = media.shards().clone();
+    let replicas = Arbiter::new();
+    let registry = Registry::new(node.clone(), Options::new(&config), replicas.handle());
+    let announcer = announce::spawn(&node, shards.clone(), &config);
+    let report = Arc::new(EdgeReport {
+        node: node.clone(),
+        registry: registry.clone(),
+        sessions: Arc::clone(&sessions),
+    });
+    let address = config.http;
+    let state = EdgeState::new(node, registry, shards, sessions, config);
+    let http = match http::serve(Arc::new(state)) {
+        Ok(http) => http,
+        Err(source) => {
+            announcer.abort();
+            media.stop().await;
+            replicas.stop();
+            return Err(StartError::Listen {
+                what: "HTTP",
+                address,
+                source,
+            });
+        }
+    };
+    info!(http = %http.address(), media = ?media.addresses(), "edge started");
+    Ok(Edge {
+        http,
+        media,
+        announcer,
+        replicas,
+        report,
+    })
 }
 
 impl Edge {
     /// Where HTTP listens.
     pub const fn http_addr(&self) -> SocketAddr {
-        self.config.http
+        self.http.address()
     }
 
     /// Where the shards' media sockets are bound.
     pub fn media_addrs(&self) -> Vec<SocketAddr> {
-        vec![self.config.media]
+        self.media.addresses().to_vec()
     }
 
     /// What the admin port asks.
     pub fn report(&self) -> Arc<dyn Report> {
-        Arc::new(Nothing)
+        Arc::clone(&self.report) as Arc<dyn Report>
     }
 
-    /// Stops: viewers are told, the sockets closed.
-    pub async fn stop(self) {}
+    /// Stops: viewers are told, the sockets closed. Takes a few seconds at most.
+    pub async fn stop(self) {
+        self.announcer.abort();
+        // Viewers first: their goodbye should not wait for an HTTP request that is being served.
+        self.media.stop().await;
+        self.http.stop().await;
+        self.replicas.stop();
+        info!("edge stopped");
+    }
 }
 
-struct Nothing;
+/// What the admin port is told.
+#[derive(Debug)]
+struct EdgeReport {
+    node: Node,
+    registry: Registry,
+    sessions: Arc<Sessions>,
+}
 
-impl Report for Nothing {
+impl EdgeReport {
+    fn records(&self) -> Vec<serde_json::Value> {
+        let viewers: HashMap<_, _> = self.sessions.by_stream();
+        let mut infos = self.registry.streams();
+        infos.sort_by(|a, b| a.name.cmp(&b.name));
+        let record = |info: &Arc<headwater_media::track::StreamInfo>| {
+            let stream = LiveStream {
+                name: info.name.clone(),
+                publishing: info.publishing,
+            };
+            let viewers = viewers.get(&info.name).copied().unwrap_or(0);
+            http::record(&stream, viewers, Some(info))
+        };
+        infos.iter().map(record).collect()
+    }
+}
+
+impl Report for EdgeReport {
     fn ready(&self) -> Result<(), String> {
+        if self.node.shutdown.is_cancelled() {
+            return Err("the edge is stopping".to_owned());
+        }
+        // Listeners are open before this can be asked, and a directory that is away is no reason.
         Ok(())
     }
-    fn streams(&self) -> futures_util::future::BoxFuture<'_, Vec<serde_json::Value>> {
-        Box::pin(async { Vec::new() })
+
+    fn streams(&self) -> BoxFuture<'_, Vec<serde_json::Value>> {
+        std::future::ready(self.records()).boxed()
     }
-    fn viewers(&self) -> futures_util::future::BoxFuture<'_, Vec<serde_json::Value>> {
-        Box::pin(async { Vec::new() })
+
+    fn viewers(&self) -> BoxFuture<'_, Vec<serde_json::Value>> {
+        std::future::ready(self.sessions.records()).boxed()
     }
+}
+
+/// How full the shards are, 0 to 1.
+fn load(shards: &Shards, capacity: usize) -> f64 {
+    let number = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    (number(shards.viewers()) / number(capacity.max(1))).min(1.0)
 }

@@ -38,7 +38,7 @@ pub(crate) const MAILBOX_FULL: &str = "headwater_edge_mailboxes_full_total";
 pub(crate) const FAN_OUT: &str = "headwater_edge_fan_out_seconds";
 
 /// Registers the help texts. Call once, after the recorder is installed.
-pub fn describe() {
+pub(crate) fn describe() {
     describe_gauge!(REPLICAS, "streams this edge replicates");
     describe_gauge!(VIEWERS, "WebRTC viewers by shard, connecting ones included");
     describe_counter!(VIEWERS_JOINED, "viewers taken in");

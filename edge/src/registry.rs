@@ -1,13 +1,33 @@
 //! Which streams this edge replicates: one replica per name, however many ask.
+//!
+//! HTTP workers open streams and shards attach to them, all through [`ReplicaHandle`]s that count the interest in a replica. The table's
+//! lock is held for moments only, and it is what a replica takes to end itself, so that nobody gets a handle to one that is ending.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use actix::Actor;
+use actix_rt::ArbiterHandle;
 use headwater_media::id::StreamName;
+use headwater_media::rtp::ring::Limits;
 use headwater_media::track::StreamInfo;
+use headwater_node::Node;
+use headwater_node::actor::Sender;
+use metrics::gauge;
+use tokio::sync::{mpsc, watch};
+
+use crate::config::Config;
+use crate::metrics::REPLICAS;
+use crate::replica::{ReplicaActor, Request, State, UpstreamState};
+use crate::shard::Media;
 
 /// Opens streams. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Registry {}
+pub struct Registry {
+    inner: Arc<Inner>,
+}
 
 /// A stream that is live, or held for its publisher.
 #[derive(Debug, Clone)]
@@ -18,9 +38,11 @@ pub struct OpenStream {
     pub handle: ReplicaHandle,
 }
 
-/// A hold on a replica: while one exists, or a viewer, or a lingering time after both, the replica stays.
-#[derive(Debug, Clone)]
-pub struct ReplicaHandle {}
+/// A hold on a replica: while one exists, and a lingering time after the last, the replica stays.
+#[derive(Debug)]
+pub struct ReplicaHandle {
+    entry: Arc<Entry>,
+}
 
 /// Why a stream can't be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,12 +59,202 @@ pub enum OpenError {
     TooMany,
 }
 
+/// What replicas need of the configuration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    pub(crate) streams_max: usize,
+    pub(crate) linger: Duration,
+    pub(crate) open_timeout: Duration,
+    pub(crate) lost_after: Duration,
+    pub(crate) ring: Limits,
+}
+
+impl Options {
+    pub(crate) const fn new(config: &Config) -> Self {
+        Self {
+            streams_max: config.streams_max,
+            linger: Duration::from_secs(config.linger_seconds),
+            open_timeout: Duration::from_millis(config.open_timeout_ms),
+            lost_after: Duration::from_secs(config.stream_lost_seconds),
+            ring: Limits {
+                bytes: config.ring_bytes,
+                age: Duration::from_secs(config.ring_seconds),
+            },
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    node: Node,
+    options: Options,
+    arbiter: ArbiterHandle,
+    entries: Mutex<HashMap<StreamName, Arc<Entry>>>,
+}
+
+/// A replica as the table has it.
+#[derive(Debug)]
+struct Entry {
+    holds: AtomicUsize,
+    state: watch::Receiver<State>,
+    requests: Sender<Request>,
+}
+
 impl Registry {
+    /// An empty registry whose replicas live on `arbiter`.
+    pub(crate) fn new(node: Node, options: Options, arbiter: ArbiterHandle) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                node,
+                options,
+                arbiter,
+                entries: Mutex::default(),
+            }),
+        }
+    }
+
     /// Opens a stream, subscribing to it if nobody has yet. Waits a bounded time.
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub async fn open(&self, _name: &StreamName) -> Result<OpenStream, OpenError> {
-        Err(OpenError::Unavailable)
+    pub async fn open(&self, name: &StreamName) -> Result<OpenStream, OpenError> {
+        let handle = self.hold(name)?;
+        let mut state = handle.entry.state.clone();
+        let known = tokio::time::timeout(self.inner.options.open_timeout, async {
+            loop {
+                if let Some(verdict) = verdict(&state.borrow_and_update()) {
+                    return verdict;
+                }
+                if state.changed().await.is_err() {
+                    // It ended between the table and here.
+                    return Err(OpenError::Unavailable);
+                }
+            }
+        });
+        let known = known.await.unwrap_or_else(|_| {
+            let state = state.borrow();
+            match (&state.info, state.upstream) {
+                (Some(info), _) => Ok(Arc::clone(info)),
+                (None, Some(_)) => Err(OpenError::NotLive),
+                (None, None) => Err(OpenError::Unavailable),
+            }
+        });
+        known.map(|info| OpenStream { info, handle })
+    }
+
+    /// What the replicated streams are now.
+    pub fn streams(&self) -> Vec<Arc<StreamInfo>> {
+        let entries = self.inner.entries();
+        let infos = entries
+            .values()
+            .map(|entry| entry.state.borrow().info.clone());
+        infos.flatten().collect()
+    }
+
+    fn hold(&self, name: &StreamName) -> Result<ReplicaHandle, OpenError> {
+        let inner = &self.inner;
+        let mut entries = inner.entries();
+        if let Some(entry) = entries.get(name).filter(|entry| entry.requests.connected()) {
+            return Ok(ReplicaHandle::new(entry));
+        }
+        // One that ended without leaving the table has panicked; a new one replaces it.
+        entries.remove(name);
+        if entries.len() >= inner.options.streams_max {
+            return Err(OpenError::TooMany);
+        }
+        let (state_sender, state) = watch::channel(State::default());
+        let (registry, stream, node, options) = (
+            self.clone(),
+            name.clone(),
+            inner.node.clone(),
+            inner.options,
+        );
+        let address = ReplicaActor::start_in_arbiter(&inner.arbiter, move |_| {
+            ReplicaActor::new(stream, node, options, registry, state_sender)
+        });
+        let entry = Arc::new(Entry {
+            holds: AtomicUsize::new(0),
+            state,
+            requests: Sender::new(&address),
+        });
+        let handle = ReplicaHandle::new(&entry);
+        entries.insert(name.clone(), entry);
+        show(entries.len());
+        Ok(handle)
+    }
+
+    /// A replica wants to end: takes it out of the table unless somebody holds it. True: it may.
+    pub(crate) fn release(&self, name: &StreamName) -> bool {
+        let mut entries = self.inner.entries();
+        let held = entries
+            .get(name)
+            .is_some_and(|entry| entry.holds.load(Ordering::Acquire) > 0);
+        if held {
+            return false;
+        }
+        entries.remove(name);
+        show(entries.len());
+        true
+    }
+}
+
+fn show(replicas: usize) {
+    gauge!(REPLICAS).set(f64::from(u32::try_from(replicas).unwrap_or(u32::MAX)));
+}
+
+impl Inner {
+    fn entries(&self) -> MutexGuard<'_, HashMap<StreamName, Arc<Entry>>> {
+        // Every change is one map operation, so a panic of another holder has broken nothing.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What can be said of a stream in this state; `None`: wait.
+fn verdict(state: &State) -> Option<Result<Arc<StreamInfo>, OpenError>> {
+    match (&state.info, state.upstream) {
+        (_, Some(UpstreamState::NotFound | UpstreamState::Ended)) => Some(Err(OpenError::NotLive)),
+        // Held for its publisher, with what it was; or just begun, and its tracks are on their way.
+        (Some(info), _) if !info.publishing || !info.tracks.is_empty() => {
+            Some(Ok(Arc::clone(info)))
+        }
+        (Some(_) | None, _) => None,
+    }
+}
+
+impl ReplicaHandle {
+    fn new(entry: &Arc<Entry>) -> Self {
+        entry.holds.fetch_add(1, Ordering::AcqRel);
+        Self {
+            entry: Arc::clone(entry),
+        }
+    }
+
+    /// What the stream is now; `None` when that isn't known any more.
+    pub(crate) fn info(&self) -> Option<Arc<StreamInfo>> {
+        self.entry.state.borrow().info.clone()
+    }
+
+    /// Asks for packets, from the newest GOP on.
+    pub(crate) fn attach(&self, shard: usize, media: mpsc::Sender<Media>) {
+        self.entry.requests.post(Request::Attach { shard, media });
+    }
+
+    /// Ends what [`Self::attach`] began.
+    pub(crate) fn detach(&self, shard: usize) {
+        self.entry.requests.post(Request::Detach { shard });
+    }
+}
+
+impl Clone for ReplicaHandle {
+    fn clone(&self) -> Self {
+        Self::new(&self.entry)
+    }
+}
+
+impl Drop for ReplicaHandle {
+    fn drop(&mut self) {
+        if self.entry.holds.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.entry.requests.post(Request::Idle);
+        }
     }
 }

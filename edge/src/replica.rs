@@ -1,13 +1,53 @@
 //! Replicas: one live stream as this edge has it.
 //!
 //! What a subscriber tells a replica is [`Feed`]; what the replica wants of its upstream is [`Wants`].
+//!
+//! [`ReplicaActor`] owns the subscription, the packetizers and a packet ring per track. It packetizes each access unit once and sends the batch
+//! once to each shard that has viewers. Its parent is the [`Registry`], whose table it leaves when nobody has held it for the lingering time,
+//! or its stream is over. It lives on a role arbiter. When its mailbox is full, the subscriber skips a track to its next keyframe; when a
+//! shard's queue is full, that shard gets the newest GOP anew once there is room.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use actix::Message;
-use headwater_media::id::TrackId;
-use headwater_media::track::StreamInfo;
-use headwater_media::unit::AccessUnit;
+use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message};
+use headwater_media::id::{Epoch, StreamName, TrackId};
+use headwater_media::rtp::batch::PacketBatch;
+use headwater_media::rtp::header::HEADER_BYTES_MAX;
+use headwater_media::rtp::packetizer::{H264Packetizer, OpusPacketizer};
+use headwater_media::rtp::ring::PacketRing;
+use headwater_media::time::MediaTime;
+use headwater_media::track::{Configuration, StreamInfo};
+use headwater_media::unit::{AccessUnit, MediaKind};
+use headwater_node::Node;
+use headwater_node::actor::Sender;
+use metrics::counter;
+use tokio::sync::{mpsc, watch};
+
+use crate::metrics::{MAILBOX_FULL, SKIPPED};
+use crate::registry::{Options, Registry};
+use crate::shard::Media;
+use crate::subscriber;
+use crate::transport::srtp::RTP_TAG_BYTES_MAX;
+
+/// Messages waiting (count): over ten seconds of a picture and an audio track.
+const MAILBOX: usize = 1024;
+
+/// How often a replica looks at the time.
+const TICK: Duration = Duration::from_millis(250);
+
+/// A replica of a stream that isn't there goes sooner than one that was watched: long enough for a player's next try.
+const NOT_FOUND_LINGER: Duration = Duration::from_secs(2);
+
+/// Bytes of a UDP payload that pass everywhere: IPv6's least MTU less its headers (RFC 8200 section 5).
+const UDP_PAYLOAD_BYTES: usize = 1280 - 40 - 8;
+
+/// Bytes of an RTP payload, so that header, extensions and tag still fit.
+const RTP_PAYLOAD_BYTES: usize = UDP_PAYLOAD_BYTES - HEADER_BYTES_MAX - RTP_TAG_BYTES_MAX;
+
+/// A larger step of the timeline at a change of the publisher is not taken over: another origin began another timeline.
+const STEP_MAX: Duration = Duration::from_secs(10);
 
 /// What a replica gets from its subscriber. Units are perishable (`try_send`), the rest is control (`post`).
 #[derive(Debug, Clone, Message)]
@@ -46,4 +86,449 @@ pub enum UpstreamState {
 pub struct Wants {
     /// Sorted by id, no duplicates.
     pub tracks: Vec<TrackId>,
+}
+
+/// What is known of a stream, for whoever opens it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct State {
+    pub(crate) info: Option<Arc<StreamInfo>>,
+    /// `None`: no upstream has answered yet.
+    pub(crate) upstream: Option<UpstreamState>,
+}
+
+/// What shards and handles ask of a replica. Control: few, must arrive.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) enum Request {
+    /// A shard has viewers now.
+    Attach {
+        shard: usize,
+        media: mpsc::Sender<Media>,
+    },
+    /// A shard has none any more.
+    Detach { shard: usize },
+    /// The last handle was dropped.
+    Idle,
+}
+
+/// See the module.
+pub(crate) struct ReplicaActor {
+    name: StreamName,
+    node: Node,
+    options: Options,
+    registry: Registry,
+    state: watch::Sender<State>,
+    wants: watch::Sender<Wants>,
+    subscription: Option<subscriber::Handle>,
+    tracks: HashMap<TrackId, Packets>,
+    timeline: Continuation,
+    shards: HashMap<usize, Link>,
+    idle_since: Option<Instant>,
+    /// Since when no upstream has the stream.
+    missing_since: Option<Instant>,
+    over: bool,
+}
+
+/// A track's way to packets.
+struct Packets {
+    packetizer: Packetizer,
+    ring: PacketRing,
+    /// Units were lost: nothing is sent before a keyframe.
+    waiting: bool,
+}
+
+enum Packetizer {
+    H264(H264Packetizer),
+    Opus(OpusPacketizer),
+}
+
+/// A shard that has viewers.
+struct Link {
+    media: mpsc::Sender<Media>,
+    /// Its queue was full, so it lacks something: it gets a backlog once there is room.
+    stale: bool,
+}
+
+impl ReplicaActor {
+    pub(crate) fn new(
+        name: StreamName,
+        node: Node,
+        options: Options,
+        registry: Registry,
+        state: watch::Sender<State>,
+    ) -> Self {
+        // Pictures and Opus are what WebRTC needs; ids are those that every origin gives. Known before the first info, so that the GOP
+        // cache is on its way while the stream is still being described.
+        let wants = watch::Sender::new(Wants {
+            tracks: vec![TrackId::SOURCE_VIDEO, TrackId::OPUS],
+        });
+        Self {
+            name,
+            node,
+            options,
+            registry,
+            state,
+            wants,
+            subscription: None,
+            tracks: HashMap::new(),
+            timeline: Continuation::default(),
+            shards: HashMap::new(),
+            idle_since: None,
+            missing_since: None,
+            over: false,
+        }
+    }
+
+    fn handle_info(&mut self, info: &Arc<StreamInfo>) {
+        self.over = false;
+        self.missing_since = None;
+        let wanted = info.tracks.iter().filter(|track| {
+            matches!(
+                *track.configuration,
+                Configuration::H264(_) | Configuration::Opus(_)
+            )
+        });
+        let mut wants = Wants {
+            tracks: wanted.map(|track| track.id).collect(),
+        };
+        if wants.tracks.is_empty() {
+            wants.tracks = vec![TrackId::SOURCE_VIDEO, TrackId::OPUS];
+        }
+        wants.tracks.sort_unstable();
+        self.wants.send_if_modified(|old| {
+            let changed = *old != wants;
+            *old = wants;
+            changed
+        });
+        self.state.send_modify(|state| {
+            state.info = Some(Arc::clone(info));
+            state.upstream = Some(UpstreamState::Connected);
+        });
+        let (stream, info) = (self.name.clone(), Arc::clone(info));
+        self.broadcast(|| Media::Info {
+            stream: stream.clone(),
+            info: Arc::clone(&info),
+        });
+    }
+
+    fn handle_unit(&mut self, unit: &Arc<AccessUnit>) {
+        let info = self.state.borrow().info.clone();
+        let Some(track) = info.as_ref().and_then(|info| info.track(unit.track)) else {
+            return;
+        };
+        let packets = match self.tracks.entry(unit.track) {
+            std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::hash_map::Entry::Vacant(entry) => {
+                let packetizer = match &*track.configuration {
+                    Configuration::H264(_) => {
+                        Packetizer::H264(H264Packetizer::new(RTP_PAYLOAD_BYTES))
+                    }
+                    Configuration::Opus(_) => {
+                        Packetizer::Opus(OpusPacketizer::new(RTP_PAYLOAD_BYTES))
+                    }
+                    Configuration::Aac(_) => return,
+                };
+                entry.insert(Packets {
+                    packetizer,
+                    ring: PacketRing::new(self.options.ring),
+                    waiting: true,
+                })
+            }
+        };
+        let video = track.configuration.kind() == MediaKind::Video;
+        if packets.waiting && video && !unit.keyframe {
+            return;
+        }
+        packets.waiting = false;
+        let shift = self.timeline.shift(self.node.clock.now(), unit);
+        let shifted;
+        let unit = if shift == MediaTime::ZERO {
+            &**unit
+        } else {
+            shifted = AccessUnit {
+                dts: unit.dts + shift,
+                pts: unit.pts + shift,
+                ..AccessUnit::clone(unit)
+            };
+            &shifted
+        };
+        let batch = match (&mut packets.packetizer, &*track.configuration) {
+            (Packetizer::H264(packetizer), Configuration::H264(configuration)) => {
+                packetizer.packetize(unit, configuration)
+            }
+            (Packetizer::Opus(packetizer), Configuration::Opus(_)) => packetizer.packetize(unit),
+            _ => None,
+        };
+        let Some(batch) = batch else {
+            return;
+        };
+        let batch = Arc::new(batch);
+        packets.ring.push(Arc::clone(&batch));
+        let stream = self.name.clone();
+        self.broadcast(|| Media::Batch {
+            stream: stream.clone(),
+            batch: Arc::clone(&batch),
+        });
+    }
+
+    /// Sends something to every shard; a backlog instead to those that lack something.
+    fn broadcast(&mut self, media: impl Fn() -> Media) {
+        let mut links = std::mem::take(&mut self.shards);
+        links.retain(|_, link| self.send(link, &media));
+        self.shards = links;
+    }
+
+    /// Sends something to one shard. False: the shard is gone.
+    fn send(&self, link: &mut Link, media: &impl Fn() -> Media) -> bool {
+        use mpsc::error::TrySendError::{Closed, Full};
+        let message = if link.stale {
+            self.backlog()
+        } else {
+            Some(media())
+        };
+        let Some(message) = message else {
+            return true;
+        };
+        match link.media.try_send(message) {
+            Ok(()) => link.stale = false,
+            Err(Full(_)) => {
+                if !link.stale {
+                    counter!(SKIPPED, "place" => "shard").increment(1);
+                }
+                counter!(MAILBOX_FULL, "link" => "shard").increment(1);
+                link.stale = true;
+            }
+            Err(Closed(_)) => return false,
+        }
+        true
+    }
+
+    /// What a shard needs to begin with: pictures from the newest keyframe on, and the newest sound.
+    fn backlog(&self) -> Option<Media> {
+        let info = self.state.borrow().info.clone()?;
+        let mut batches: Vec<Arc<PacketBatch>> = Vec::new();
+        for packets in self.tracks.values() {
+            match packets.packetizer {
+                Packetizer::H264(_) => batches.extend(packets.ring.newest_gop().cloned()),
+                Packetizer::Opus(_) => batches.extend(packets.ring.newest().cloned()),
+            }
+        }
+        Some(Media::Backlog {
+            stream: self.name.clone(),
+            info,
+            batches,
+        })
+    }
+
+    fn handle_upstream(&mut self, upstream: UpstreamState) {
+        let now = self.node.clock.now();
+        tracing::debug!(stream = %self.name, ?upstream, "upstream");
+        self.state
+            .send_modify(|state| state.upstream = Some(upstream));
+        match upstream {
+            UpstreamState::Connected => self.missing_since = None,
+            UpstreamState::Lost => {}
+            UpstreamState::NotFound => {
+                self.missing_since.get_or_insert(now);
+            }
+            UpstreamState::Ended => {
+                self.missing_since.get_or_insert(now);
+                self.end_viewers();
+            }
+        }
+    }
+
+    /// The stream is over for its viewers. Should it come back, they join anew.
+    fn end_viewers(&mut self) {
+        self.over = true;
+        self.state.send_modify(|state| state.info = None);
+        self.tracks.clear();
+        self.timeline = Continuation::default();
+        for link in self.shards.values_mut() {
+            // Of what is queued before it nothing matters any more, so a full queue is tried again with each tick.
+            let ended = Media::Ended {
+                stream: self.name.clone(),
+            };
+            link.stale = link.media.try_send(ended).is_err();
+        }
+    }
+
+    fn handle_tick(&mut self, ctx: &mut Context<Self>) {
+        let now = self.node.clock.now();
+        let missing = self
+            .missing_since
+            .map(|since| now.saturating_duration_since(since));
+        if self.over && self.shards.values().any(|link| link.stale) {
+            self.end_viewers();
+        } else if !self.over && missing.is_some_and(|missing| missing >= self.options.lost_after) {
+            self.end_viewers();
+        }
+        let linger = if missing.is_some() {
+            NOT_FOUND_LINGER.min(self.options.linger)
+        } else {
+            self.options.linger
+        };
+        let idle = self
+            .idle_since
+            .is_some_and(|since| now.saturating_duration_since(since) >= linger);
+        if self.node.shutdown.is_cancelled() || idle {
+            if self.registry.release(&self.name) {
+                ctx.stop();
+            } else if idle {
+                // Somebody holds it again, and will say so when it is over.
+                self.idle_since = None;
+            }
+        }
+    }
+}
+
+impl Actor for ReplicaActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+        let feed = Sender::new(&ctx.address());
+        let wants = self.wants.subscribe();
+        self.subscription = Some(subscriber::spawn(
+            &self.node,
+            self.name.clone(),
+            wants,
+            feed,
+        ));
+        ctx.run_interval(TICK, |actor, ctx| actor.handle_tick(ctx));
+        tracing::info!(stream = %self.name, "replica started");
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        tracing::info!(stream = %self.name, "replica ended");
+    }
+}
+
+impl Handler<Feed> for ReplicaActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Feed, _: &mut Context<Self>) {
+        match message {
+            Feed::Info(info) => self.handle_info(&info),
+            Feed::Unit(unit) => self.handle_unit(&unit),
+            Feed::Gap { track, lost } => {
+                tracing::debug!(stream = %self.name, %track, lost, "gap");
+                counter!(SKIPPED, "place" => "replica").increment(1);
+                if let Some(packets) = self.tracks.get_mut(&track) {
+                    packets.waiting = true;
+                }
+            }
+            Feed::Upstream(upstream) => self.handle_upstream(upstream),
+        }
+    }
+}
+
+impl Handler<Request> for ReplicaActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Request, _: &mut Context<Self>) {
+        match message {
+            Request::Attach { shard, media } => {
+                self.idle_since = None;
+                let mut link = Link { media, stale: true };
+                let stream = self.name.clone();
+                if self.over {
+                    let ended = || Media::Ended {
+                        stream: stream.clone(),
+                    };
+                    link.stale = link.media.try_send(ended()).is_err();
+                    self.shards.insert(shard, link);
+                } else if let Some(backlog) = self.backlog() {
+                    link.stale = link.media.try_send(backlog).is_err();
+                    self.shards.insert(shard, link);
+                } else {
+                    self.shards.insert(shard, link);
+                }
+            }
+            Request::Detach { shard } => {
+                self.shards.remove(&shard);
+            }
+            Request::Idle => self.idle_since = Some(self.node.clock.now()),
+        }
+    }
+}
+
+/// Joins the timelines of a stream's incarnations, so that RTP timestamps never jump: an origin that takes a stream over from a dead one
+/// begins a timeline of its own.
+#[derive(Debug, Default)]
+struct Continuation {
+    epoch: Option<Epoch>,
+    shift: MediaTime,
+    /// The latest time that left, and when.
+    latest: Option<(MediaTime, Instant)>,
+}
+
+impl Continuation {
+    /// What to add to a unit's times.
+    fn shift(&mut self, now: Instant, unit: &AccessUnit) -> MediaTime {
+        if self.epoch != Some(unit.epoch) {
+            if let Some((latest, at)) = self.latest {
+                let elapsed = now.saturating_duration_since(at);
+                let micros = i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX);
+                let expected = latest + MediaTime::from_samples(micros, 1_000_000);
+                let given = unit.dts + self.shift;
+                let step = given.since(expected).max(expected.since(given));
+                if step > STEP_MAX || given < latest {
+                    self.shift = expected - unit.dts;
+                }
+            }
+            self.epoch = Some(unit.epoch);
+        }
+        let time = unit.dts + self.shift;
+        if self.latest.is_none_or(|(latest, _)| latest < time) {
+            self.latest = Some((time, now));
+        }
+        self.shift
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use headwater_media::time::WallTime;
+
+    use super::*;
+
+    fn unit(epoch: u64, millis: i64) -> AccessUnit {
+        AccessUnit {
+            track: TrackId::SOURCE_VIDEO,
+            epoch: Epoch(epoch),
+            sequence: 0,
+            configuration_id: 0,
+            dts: MediaTime::from_millis(millis),
+            pts: MediaTime::from_millis(millis),
+            keyframe: true,
+            discardable: false,
+            discontinuity: false,
+            payload: Bytes::new(),
+            ingest_time: WallTime::default(),
+        }
+    }
+
+    #[test]
+    fn timelines_are_joined_only_where_they_do_not_continue() {
+        #[expect(clippy::disallowed_methods, reason = "virtual time starts somewhere")]
+        let now = Instant::now();
+        let after = |millis| now + Duration::from_millis(millis);
+        let mut timeline = Continuation::default();
+        let mut at = |elapsed, epoch, millis| {
+            let unit = unit(epoch, millis);
+            (unit.dts + timeline.shift(after(elapsed), &unit)).as_millis()
+        };
+        assert_eq!(at(0, 1, 5000), 5000);
+        assert_eq!(at(1000, 1, 6000), 6000);
+        // A publisher that returns to the same origin continues its timeline.
+        assert_eq!(at(4000, 2, 9100), 9100);
+        // Another origin begins anew, behind or far ahead: time goes on as the clock does.
+        assert_eq!(at(6000, 3, 10), 11_100);
+        assert_eq!(at(7000, 3, 1010), 12_100);
+        assert_eq!(at(9000, 4, 9_000_000), 14_100);
+        // The other tracks of that incarnation move with it.
+        assert_eq!(at(9000, 4, 9_000_020), 14_120);
+    }
 }

@@ -3,19 +3,51 @@
 //! A shard is one thread with one UDP socket; its viewers live and die on it. [`Shards`] picks one for a new
 //! viewer, [`ShardHandle`] talks to it from other threads.
 
+pub(crate) mod core;
 mod demux;
+mod fanout;
 mod outbox;
+mod peer;
+mod run;
 mod socket;
+pub(crate) mod stream;
 mod wheel;
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64};
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
+use actix_rt::Arbiter;
+use headwater_media::ice;
 use headwater_media::id::StreamName;
+use headwater_media::rtp::batch::PacketBatch;
+use headwater_media::rtp::ring::Limits;
+use headwater_media::rtx::Resend;
 use headwater_media::sdp::Negotiated;
+use headwater_media::track::StreamInfo;
+use headwater_media::unit::MediaKind;
+use headwater_node::clock::Clock;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::sync::{mpsc, oneshot};
 
+use crate::config::Config;
 use crate::registry::ReplicaHandle;
+use crate::shard::core::{Core, Options};
+use crate::shard::run::{Control, Shell};
+use crate::shard::socket::Socket;
+use crate::transport::dtls::{self, Identity};
+
+/// Batches and other news of replicas waiting for a shard (count): two seconds of a hundred streams.
+const MEDIA_QUEUE: usize = 16_384;
+
+/// Commands of a shard's actors waiting (count).
+const COMMAND_QUEUE: usize = 4096;
+
+/// Joins waiting at a shard (count), past which it is too busy for another.
+const JOINS_WAITING_MAX: usize = 512;
 
 /// A viewer, unique in this process. Says nothing about its session URL, so it may be logged and shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,6 +70,58 @@ pub struct Shards {
 #[derive(Debug, Clone)]
 pub struct ShardHandle {
     candidates: Arc<[SocketAddr]>,
+    control: mpsc::UnboundedSender<Control>,
+    viewers: Arc<AtomicUsize>,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// Told of each viewer that ended.
+pub(crate) type Ended = Arc<dyn Fn(ViewerId, EndReason) + Send + Sync>;
+
+/// The shards' threads. They end by [`Threads::stop`].
+#[derive(Debug)]
+pub(crate) struct Threads {
+    shards: Shards,
+    arbiters: Vec<Arbiter>,
+    addresses: Vec<SocketAddr>,
+}
+
+/// What replicas tell a shard.
+#[derive(Debug)]
+pub(crate) enum Media {
+    /// What there is so far, as an answer to an attachment or after something was lost on the way.
+    Backlog {
+        stream: StreamName,
+        info: Arc<StreamInfo>,
+        batches: Vec<Arc<PacketBatch>>,
+    },
+    /// The next access unit.
+    Batch {
+        stream: StreamName,
+        batch: Arc<PacketBatch>,
+    },
+    /// The stream is described anew.
+    Info {
+        stream: StreamName,
+        info: Arc<StreamInfo>,
+    },
+    /// The stream is over.
+    Ended { stream: StreamName },
+}
+
+/// What a viewer's actors ask of its shard.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Send packets again by RTX.
+    Resend {
+        viewer: ViewerId,
+        kind: MediaKind,
+        packets: Vec<Resend>,
+    },
+    /// Send the newest GOP again.
+    Keyframe { viewer: ViewerId },
+    /// Packets are lost for good; whether that earns a keyframe the viewer's actor decides.
+    KeyframeAsked { viewer: ViewerId },
 }
 
 /// A new viewer, as its offer was accepted.
@@ -160,6 +244,9 @@ pub enum JoinError {
     /// The shard has as many viewers as it may, or is too busy to answer (503).
     #[error("the shard is full")]
     Full,
+    /// The stream has ended since it was opened (409).
+    #[error("the stream is over")]
+    StreamGone,
     /// The user fragment is taken; make another one.
     #[error("the user fragment is taken")]
     UfragTaken,
@@ -173,15 +260,246 @@ pub enum JoinError {
 #[error("the viewer is gone")]
 pub struct Gone;
 
+/// Why shards can't start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A media port can't be had.
+    #[error("the media address {address} can't be bound")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Media ports past 65535.
+    #[error("{shards} shards don't fit above media port {port}")]
+    Ports {
+        /// The first port.
+        port: u16,
+        /// How many.
+        shards: usize,
+    },
+    /// There is no address that viewers could reach.
+    #[error("no address to offer to viewers; set public_ip")]
+    NoAddress,
+    /// The DTLS certificate can't be made.
+    #[error("the DTLS certificate can't be made: {0}")]
+    Identity(String),
+    /// A thread could not be set up.
+    #[error("a shard's thread did not start")]
+    Thread,
+}
+
+impl Threads {
+    /// Binds the media ports and starts a thread for each. `ended` is told of every viewer that ended, on its shard's thread.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub(crate) async fn start(
+        config: &Config,
+        clock: &Clock,
+        ended: Ended,
+    ) -> Result<Self, StartError> {
+        let identity = Identity::generate()
+            .map_err(|error: dtls::Error| StartError::Identity(error.to_string()))?;
+        let identity = Arc::new(identity);
+        let count = match config.shards {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            shards => shards,
+        };
+        let options = Options {
+            viewers_max: config.viewers_per_shard,
+            ring: Limits {
+                bytes: config.ring_bytes,
+                age: Duration::from_secs(config.ring_seconds),
+            },
+            ice: ice::Options::default(),
+        };
+        let ips = public_ips(config)?;
+        let mut shards = Vec::with_capacity(count);
+        let mut arbiters = Vec::with_capacity(count);
+        let mut addresses = Vec::with_capacity(count);
+        for number in 0..count {
+            let address = media_address(config.media, number, count)?;
+            let failed = |source| StartError::Bind { address, source };
+            let socket = socket::bind(
+                address,
+                config.send_buffer_bytes,
+                config.receive_buffer_bytes,
+            )
+            .map_err(failed)?;
+            let address = socket.local_addr().map_err(failed)?;
+            let candidates: Arc<[SocketAddr]> = ips
+                .iter()
+                .map(|ip| SocketAddr::new(*ip, address.port()))
+                .collect();
+            let (handle, arbiter, started) = spawn(
+                Seat {
+                    number,
+                    options,
+                    socket,
+                    candidates,
+                },
+                Arc::clone(&identity),
+                clock.clone(),
+                Arc::clone(&ended),
+            );
+            started
+                .await
+                .map_err(|_| StartError::Thread)?
+                .map_err(failed)?;
+            shards.push(handle);
+            arbiters.push(arbiter);
+            addresses.push(address);
+        }
+        Ok(Self {
+            shards: Shards {
+                shards: shards.into(),
+                fingerprint: identity.fingerprint(),
+            },
+            arbiters,
+            addresses,
+        })
+    }
+
+    /// The shards.
+    pub(crate) const fn shards(&self) -> &Shards {
+        &self.shards
+    }
+
+    /// Where they listen.
+    pub(crate) fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Ends all viewers and the threads, within a bounded time.
+    pub(crate) async fn stop(self) {
+        const STOP_WITHIN: Duration = Duration::from_secs(2);
+        for shard in self.shards.shards.iter() {
+            let (reply, stopped) = oneshot::channel();
+            if shard.control.send(Control::Stop { reply }).is_ok() {
+                let _ = tokio::time::timeout(STOP_WITHIN, stopped).await;
+            }
+        }
+        for arbiter in self.arbiters {
+            arbiter.stop();
+            // The loop is over, so the thread ends at once.
+            let _ = tokio::task::spawn_blocking(move || arbiter.join()).await;
+        }
+    }
+}
+
+/// What one shard is made of.
+struct Seat {
+    number: usize,
+    options: Options,
+    socket: std::net::UdpSocket,
+    candidates: Arc<[SocketAddr]>,
+}
+
+fn spawn(
+    seat: Seat,
+    identity: Arc<Identity>,
+    clock: Clock,
+    ended: Ended,
+) -> (ShardHandle, Arbiter, oneshot::Receiver<io::Result<()>>) {
+    let (control, control_receiver) = mpsc::unbounded_channel();
+    let viewers = Arc::new(AtomicUsize::new(0));
+    let handle = ShardHandle {
+        candidates: Arc::clone(&seat.candidates),
+        control,
+        viewers: Arc::clone(&viewers),
+        waiting: Arc::default(),
+    };
+    let (started, wait) = oneshot::channel();
+    let arbiter = Arbiter::new();
+    arbiter.spawn_fn(move || {
+        let socket = match Socket::new(seat.socket) {
+            Ok(socket) => socket,
+            Err(error) => {
+                let _ = started.send(Err(error));
+                return;
+            }
+        };
+        let (media_sender, media) = mpsc::channel(MEDIA_QUEUE);
+        let (command_sender, commands) = mpsc::channel(COMMAND_QUEUE);
+        let random = StdRng::from_os_rng();
+        let shell = Shell {
+            number: seat.number,
+            core: Core::new(seat.options, identity, random, clock.now()),
+            socket,
+            clock,
+            control: control_receiver,
+            media,
+            media_sender,
+            commands,
+            command_sender,
+            viewers,
+            ended,
+        };
+        actix_rt::spawn(shell.run());
+        let _ = started.send(Ok(()));
+    });
+    (handle, arbiter, wait)
+}
+
+/// The address of shard `number` of `count`.
+fn media_address(first: SocketAddr, number: usize, count: usize) -> Result<SocketAddr, StartError> {
+    if first.port() == 0 {
+        return Ok(first);
+    }
+    let port = u16::try_from(number)
+        .ok()
+        .and_then(|number| first.port().checked_add(number));
+    let port = port.ok_or(StartError::Ports {
+        port: first.port(),
+        shards: count,
+    })?;
+    Ok(SocketAddr::new(first.ip(), port))
+}
+
+/// What viewers are told: the configured addresses, else the one that is bound.
+fn public_ips(config: &Config) -> Result<Vec<IpAddr>, StartError> {
+    if !config.public_ip.is_empty() {
+        return Ok(config.public_ip.clone());
+    }
+    let bound = config.media.ip();
+    if !bound.is_unspecified() {
+        return Ok(vec![bound]);
+    }
+    // Which interfaces viewers reach is a question of the deployment: whoever starts the edge answers it.
+    Err(StartError::NoAddress)
+}
+
 impl Shards {
     /// The shard that a new viewer goes to: the one with the fewest.
     pub fn pick(&self) -> ShardHandle {
-        self.shards[0].clone()
+        self.shards
+            .iter()
+            .min_by_key(|shard| shard.viewers.load(Ordering::Relaxed))
+            .or(self.shards.first())
+            .expect("there is at least one shard")
+            .clone()
     }
 
     /// SHA-256 of the DTLS certificate of this process.
     pub const fn fingerprint(&self) -> [u8; 32] {
         self.fingerprint
+    }
+
+    /// How many shards there are; at least one.
+    pub(crate) fn len(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Viewers on all shards, connecting ones included.
+    pub fn viewers(&self) -> usize {
+        self.shards
+            .iter()
+            .map(|shard| shard.viewers.load(Ordering::Relaxed))
+            .sum()
     }
 }
 
@@ -195,12 +513,28 @@ impl ShardHandle {
     ///
     /// # Errors
     /// See [`JoinError`].
-    pub async fn join(&self, _join: Join) -> Result<(), JoinError> {
-        Err(JoinError::Stopping)
+    pub async fn join(&self, join: Join) -> Result<(), JoinError> {
+        let info = join.replica.info().ok_or(JoinError::StreamGone)?;
+        let _waiting = Waiting::enter(&self.waiting).ok_or(JoinError::Full)?;
+        let (reply, joined) = oneshot::channel();
+        let control = Control::Join {
+            join: Box::new(join),
+            info,
+            reply,
+        };
+        self.control
+            .send(control)
+            .map_err(|_| JoinError::Stopping)?;
+        // Until the shard counts for itself: several joins may pick before it gets a turn.
+        self.viewers.fetch_add(1, Ordering::Relaxed);
+        joined.await.map_err(|_| JoinError::Stopping)?
     }
 
     /// Ends a viewer: BYE and close_notify leave, then everything of it is freed. Unknown viewers are ignored.
-    pub fn leave(&self, _viewer: ViewerId, _reason: EndReason) {}
+    pub fn leave(&self, viewer: ViewerId, reason: EndReason) {
+        // A shard that has stopped has no viewers.
+        let _ = self.control.send(Control::Leave { viewer, reason });
+    }
 
     /// Restarts a viewer's ICE: DTLS and SRTP go on, the old user fragment is ignored from now on.
     ///
@@ -208,9 +542,34 @@ impl ShardHandle {
     /// If the viewer is gone.
     pub async fn restart_ice(
         &self,
-        _viewer: ViewerId,
-        _credentials: Credentials,
+        viewer: ViewerId,
+        credentials: Credentials,
     ) -> Result<(), Gone> {
-        Err(Gone)
+        let (reply, restarted) = oneshot::channel();
+        let control = Control::Restart {
+            viewer,
+            credentials,
+            reply,
+        };
+        self.control.send(control).map_err(|_| Gone)?;
+        restarted.await.map_err(|_| Gone)?
+    }
+}
+
+/// Counts a join while it waits.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    /// `None` if too many do.
+    fn enter(waiting: &'a AtomicUsize) -> Option<Self> {
+        let before = waiting.fetch_add(1, Ordering::Relaxed);
+        let entered = Self(waiting);
+        (before < JOINS_WAITING_MAX).then_some(entered)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -242,6 +242,7 @@ impl From<JoinError> for Problem {
     fn from(error: JoinError) -> Self {
         match error {
             JoinError::Stopping => Self::draining(),
+            JoinError::StreamGone => Self::not_live(),
             JoinError::Full | JoinError::UfragTaken => Self::unavailable(
                 "full",
                 "this edge has as many viewers as it can take; try again later or try another one",

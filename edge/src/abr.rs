@@ -1,0 +1,212 @@
+//! AbrActor: how one viewer receives.
+//!
+//! With one rendition there is nothing to choose, so it measures: round-trip time, loss, and receive rate go to the viewer's counters. Its
+//! parent is the viewer's [`crate::viewer::ViewerActor`]; it lives on the shard's arbiter and ends when its parent lets go of it. It receives
+//! [`Measured`], one for each report; when its mailbox is full they are dropped and counted, and the next ones say the same.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use actix::{Actor, Context, Handler, Message};
+
+use crate::shard::Counters;
+use crate::shard::core::Sample;
+
+/// Reports waiting (count). Transport-wide feedback comes every 50 to 100 ms.
+const MAILBOX: usize = 32;
+
+/// How a viewer receives, by one feedback message.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Measured {
+    pub(crate) sample: Sample,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct AbrActor {
+    core: Meter,
+    counters: Arc<Counters>,
+}
+
+impl AbrActor {
+    pub(crate) fn new(counters: Arc<Counters>) -> Self {
+        Self {
+            core: Meter::default(),
+            counters,
+        }
+    }
+}
+
+impl Actor for AbrActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX);
+    }
+}
+
+impl Handler<Measured> for AbrActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Measured, _: &mut Context<Self>) {
+        self.core.handle_sample(&message.sample);
+        let counters = &self.counters;
+        if let Some(rtt) = self.core.rtt() {
+            let micros = i64::try_from(rtt.as_micros()).unwrap_or(i64::MAX);
+            counters.rtt_micros.store(micros, Ordering::Relaxed);
+        }
+        let loss = self.core.loss_permille();
+        counters.loss_permille.store(loss, Ordering::Relaxed);
+        if let Some(rate) = self.core.receive_rate() {
+            counters.receive_rate.store(rate, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Smooths what feedback says.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    rtt: Option<Duration>,
+    loss_permille: u64,
+    receive_rate: Option<u64>,
+    /// Transport-wide feedback tells loss better than reports do.
+    has_arrivals: bool,
+    window: Window,
+}
+
+/// Arrivals since the last figure was made.
+#[derive(Debug, Default)]
+struct Window {
+    received: u64,
+    lost: u64,
+    bytes: u64,
+    span: Option<(i64, i64)>,
+}
+
+impl Window {
+    /// A second, in the 250 µs of transport-wide feedback: long enough to hold several pictures of any rate.
+    const SPAN: i64 = 4000;
+}
+
+impl Meter {
+    /// Takes a feedback message in.
+    pub(crate) fn handle_sample(&mut self, sample: &Sample) {
+        match *sample {
+            Sample::Report { rtt, fraction_lost } => {
+                if let Some(rtt) = rtt {
+                    // RFC 6298 section 2.3 weights a sample by an eighth.
+                    self.rtt = Some(self.rtt.map_or(rtt, |old| (old * 7 + rtt) / 8));
+                }
+                if !self.has_arrivals {
+                    self.loss_permille = u64::from(fraction_lost) * 1000 / 256;
+                }
+            }
+            Sample::Arrivals {
+                received,
+                lost,
+                bytes,
+                span,
+            } => self.handle_arrivals(received, lost, bytes, span),
+        }
+    }
+
+    /// Smoothed round-trip time.
+    pub(crate) const fn rtt(&self) -> Option<Duration> {
+        self.rtt
+    }
+
+    /// Of 1000 packets lately, how many were lost on the way.
+    pub(crate) const fn loss_permille(&self) -> u64 {
+        self.loss_permille
+    }
+
+    /// What arrives, in bits per second, where transport-wide feedback tells.
+    pub(crate) const fn receive_rate(&self) -> Option<u64> {
+        self.receive_rate
+    }
+
+    fn handle_arrivals(&mut self, received: u32, lost: u32, bytes: u64, span: Option<(i64, i64)>) {
+        self.has_arrivals = true;
+        let window = &mut self.window;
+        window.received += u64::from(received);
+        window.lost += u64::from(lost);
+        window.bytes = window.bytes.saturating_add(bytes);
+        if let Some((first, last)) = span {
+            window.span = Some(window.span.map_or((first, last), |(oldest, newest)| {
+                (oldest.min(first), newest.max(last))
+            }));
+        }
+        let length = window
+            .span
+            .map_or(0, |(first, last)| last.saturating_sub(first));
+        let packets = window.received + window.lost;
+        // A viewer that hears nothing any more makes no span, but its losses count.
+        if length < Window::SPAN && packets < 2000 {
+            return;
+        }
+        self.loss_permille = window.lost * 1000 / packets.max(1);
+        if let Some(quarters) = u64::try_from(length).ok().filter(|length| *length > 0) {
+            self.receive_rate = Some(window.bytes.saturating_mul(8 * 4000) / quarters);
+        }
+        self.window = Window::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_receive_rate_and_loss_are_those_of_the_last_second() {
+        let mut meter = Meter::default();
+        // 1.2 Mbit/s: 125 packets of 1200 B a second, every tenth lost, told every 100 ms on the viewer's clock.
+        for i in 0..40_i64 {
+            meter.handle_sample(&Sample::Arrivals {
+                received: 9,
+                lost: 1,
+                bytes: 15_000,
+                span: Some((i * 400, i * 400 + 399)),
+            });
+        }
+        assert_eq!(meter.loss_permille(), 100);
+        let rate = meter.receive_rate().expect("measured");
+        assert!((1_190_000..1_320_000).contains(&rate), "{rate}");
+    }
+
+    #[test]
+    fn reports_tell_loss_only_where_nothing_better_does() {
+        let report = Sample::Report {
+            rtt: Some(Duration::from_millis(80)),
+            fraction_lost: 64,
+        };
+        let mut meter = Meter::default();
+        meter.handle_sample(&report);
+        assert_eq!(meter.loss_permille(), 250);
+        assert_eq!(meter.rtt(), Some(Duration::from_millis(80)));
+
+        meter.handle_sample(&Sample::Arrivals {
+            received: 2000,
+            lost: 0,
+            bytes: 0,
+            span: None,
+        });
+        meter.handle_sample(&report);
+        assert_eq!(meter.loss_permille(), 0);
+        assert_eq!(meter.receive_rate(), None);
+    }
+
+    #[test]
+    fn hostile_spans_do_not_overflow() {
+        let mut meter = Meter::default();
+        for span in [(i64::MIN, i64::MAX), (i64::MAX, i64::MIN), (0, 0)] {
+            meter.handle_sample(&Sample::Arrivals {
+                received: u32::MAX,
+                lost: u32::MAX,
+                bytes: u64::MAX,
+                span: Some(span),
+            });
+        }
+    }
+}

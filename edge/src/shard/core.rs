@@ -1,0 +1,674 @@
+//! What a shard decides: which datagram is whose, who gets which packets, who is gone.
+//!
+//! Sans-IO: datagrams, packet batches, commands and `now` go in; datagrams to send collect in an [`Outbox`], everything else that is
+//! to be done comes out as [`Event`]s from [`Core::poll_event`]. The shell (`run.rs`) owns the socket and the actors. Sending of media is
+//! in `fanout.rs`.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use headwater_media::codec::opus;
+use headwater_media::ice;
+use headwater_media::id::{StreamName, TrackId};
+use headwater_media::rtp::batch::PacketBatch;
+use headwater_media::rtp::ring::Limits;
+use headwater_media::rtp::rtcp;
+use headwater_media::rtx::Resend;
+use headwater_media::time::WallTime;
+use headwater_media::track::{Configuration, StreamInfo};
+use headwater_media::unit::MediaKind;
+use metrics::counter;
+use rand::RngCore;
+use rand::rngs::StdRng;
+use slab::Slab;
+
+use crate::metrics::{DATAGRAMS_REFUSED, FEEDBACK, HANDSHAKES};
+use crate::registry::ReplicaHandle;
+use crate::retransmit::Retransmitters;
+use crate::shard::demux::{Protocol, classify};
+use crate::shard::fanout::{Job, Sent};
+use crate::shard::outbox::Outbox;
+use crate::shard::peer::{Outgoing, Peer, PeerParts, REPORT_INTERVAL};
+use crate::shard::stream::{SharedRings, Stream};
+use crate::shard::wheel::Wheel;
+use crate::shard::{Credentials, EndReason, Gone, Join, JoinError, ViewerId, ViewerState};
+use crate::transport::dtls::{self, Identity};
+use crate::transport::stun;
+
+/// Bounds of a shard.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    /// Viewers (count).
+    pub(crate) viewers_max: usize,
+    /// What each track's ring keeps.
+    pub(crate) ring: Limits,
+    /// When viewers are gone.
+    pub(crate) ice: ice::Options,
+}
+
+/// What the shell is to do.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A viewer was taken in.
+    Joined {
+        viewer: ViewerId,
+        retransmitters: Retransmitters,
+        rings: SharedRings,
+    },
+    /// A viewer's handshake is complete; media flows.
+    Connected { viewer: ViewerId },
+    /// A viewer misses packets.
+    Nacked {
+        viewer: ViewerId,
+        kind: MediaKind,
+        lost: Vec<u16>,
+    },
+    /// A viewer wants a keyframe.
+    KeyframeAsked { viewer: ViewerId },
+    /// A viewer said how it receives.
+    Measured { viewer: ViewerId, sample: Sample },
+    /// A viewer is gone.
+    Ended {
+        viewer: ViewerId,
+        stream: StreamName,
+        reason: EndReason,
+    },
+    /// The first viewer of a stream is here: ask the replica for packets.
+    StreamWanted {
+        stream: StreamName,
+        replica: ReplicaHandle,
+    },
+    /// The last viewer of a stream left.
+    StreamUnwanted { stream: StreamName },
+}
+
+/// What one feedback message says.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Sample {
+    /// A report block of one of our SSRCs (RR or SR).
+    Report {
+        /// From an SR of ours and back, if it can be told.
+        rtt: Option<Duration>,
+        /// Of 256, lost since the last one.
+        fraction_lost: u8,
+    },
+    /// A transport-wide feedback message.
+    Arrivals {
+        /// Packets that arrived.
+        received: u32,
+        /// Packets that did not.
+        lost: u32,
+        /// Bytes that arrived.
+        bytes: u64,
+        /// Arrival of the first and the last, in units of 250 µs on the viewer's clock.
+        span: Option<(i64, i64)>,
+    },
+}
+
+/// See the module.
+pub(crate) struct Core {
+    pub(super) options: Options,
+    identity: Arc<Identity>,
+    random: StdRng,
+    pub(super) peers: Slab<Peer>,
+    by_id: HashMap<ViewerId, usize>,
+    by_ufrag: HashMap<Box<str>, usize>,
+    by_address: HashMap<SocketAddr, usize>,
+    pub(super) streams: HashMap<StreamName, Stream>,
+    /// Media to send: audio first, it is small and late audio is heard.
+    pub(super) audio_jobs: VecDeque<Job>,
+    pub(super) video_jobs: VecDeque<Job>,
+    wheel: Wheel<(usize, ViewerId)>,
+    due: Vec<(usize, ViewerId)>,
+    events: VecDeque<Event>,
+    pub(super) sent: Sent,
+}
+
+impl Core {
+    /// An empty shard.
+    pub(crate) fn new(
+        options: Options,
+        identity: Arc<Identity>,
+        random: StdRng,
+        now: Instant,
+    ) -> Self {
+        Self {
+            options,
+            identity,
+            random,
+            peers: Slab::new(),
+            by_id: HashMap::new(),
+            by_ufrag: HashMap::new(),
+            by_address: HashMap::new(),
+            streams: HashMap::new(),
+            audio_jobs: VecDeque::new(),
+            video_jobs: VecDeque::new(),
+            wheel: Wheel::new(now),
+            due: Vec::new(),
+            events: VecDeque::new(),
+            sent: Sent::default(),
+        }
+    }
+
+    /// What is to be done next; drain until `None` after each input.
+    pub(crate) fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] is due.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.wheel.poll_timeout()
+    }
+
+    /// How many viewers there are.
+    pub(crate) fn viewers(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Takes a viewer in. `info` is what its stream is now.
+    ///
+    /// # Errors
+    /// See [`JoinError`].
+    pub(crate) fn handle_join(
+        &mut self,
+        now: Instant,
+        join: Join,
+        info: &Arc<StreamInfo>,
+    ) -> Result<(), JoinError> {
+        if self.peers.len() >= self.options.viewers_max {
+            return Err(JoinError::Full);
+        }
+        let taken = self.by_ufrag.contains_key(join.local_ufrag.as_str())
+            || self.by_id.contains_key(&join.viewer);
+        if taken {
+            return Err(JoinError::UfragTaken);
+        }
+        let Join {
+            viewer,
+            stream: name,
+            replica,
+            local_ufrag,
+            local_pwd,
+            negotiated,
+            counters,
+        } = join;
+        let new_stream = !self.streams.contains_key(&name);
+        let ring = self.options.ring;
+        let stream = self
+            .streams
+            .entry(name.clone())
+            .or_insert_with(|| Stream::new(Arc::clone(info), ring));
+
+        let video = negotiated.video.as_ref().map(|media| {
+            let track = track_of(&stream.info, |configuration| {
+                configuration.kind() == MediaKind::Video
+            });
+            let track = track.unwrap_or(TrackId::SOURCE_VIDEO);
+            Outgoing::new(media, track, MediaKind::Video, self.random.next_u64(), now)
+        });
+        let audio = negotiated.audio.as_ref().map(|media| {
+            let track = track_of(&stream.info, |configuration| {
+                matches!(
+                    configuration,
+                    Configuration::Opus(opus::Configuration { .. })
+                )
+            });
+            let track = track.unwrap_or(TrackId::OPUS);
+            Outgoing::new(media, track, MediaKind::Audio, self.random.next_u64(), now)
+        });
+        let retransmitters = Retransmitters {
+            video: video.as_ref().and_then(Outgoing::retransmitter),
+            audio: audio.as_ref().and_then(Outgoing::retransmitter),
+        };
+        let rings = stream.rings.clone();
+        let agent = ice::Agent::new(
+            self.options.ice,
+            ice::Credentials {
+                local_ufrag: local_ufrag.clone().into(),
+                local_pwd: local_pwd.into(),
+                remote_ufrag: negotiated.remote_ufrag.into(),
+            },
+            now,
+        );
+        let wanted = new_stream.then(|| replica.clone());
+        let slot = self.peers.insert(Peer::new(PeerParts {
+            id: viewer,
+            stream: name.clone(),
+            ice: agent,
+            fingerprint: negotiated.remote_fingerprint,
+            cname: negotiated.cname.into(),
+            video,
+            audio,
+            counters,
+            replica,
+        }));
+        stream.peers.push(slot);
+        self.by_id.insert(viewer, slot);
+        self.by_ufrag.insert(local_ufrag.into(), slot);
+        self.schedule(slot);
+        if let Some(replica) = wanted {
+            self.events.push_back(Event::StreamWanted {
+                stream: name,
+                replica,
+            });
+        }
+        self.events.push_back(Event::Joined {
+            viewer,
+            retransmitters,
+            rings,
+        });
+        Ok(())
+    }
+
+    /// Replaces a viewer's ICE credentials.
+    ///
+    /// # Errors
+    /// If there is no such viewer.
+    pub(crate) fn handle_restart(
+        &mut self,
+        now: Instant,
+        viewer: ViewerId,
+        credentials: Credentials,
+    ) -> Result<(), Gone> {
+        let slot = *self.by_id.get(&viewer).ok_or(Gone)?;
+        let peer = &mut self.peers[slot];
+        self.by_ufrag.remove(&peer.ice.credentials().local_ufrag);
+        let local_ufrag: Box<str> = credentials.local_ufrag.into();
+        peer.ice.handle_restart(
+            now,
+            ice::Credentials {
+                local_ufrag: local_ufrag.clone(),
+                local_pwd: credentials.local_pwd.into(),
+                remote_ufrag: credentials.remote_ufrag.into(),
+            },
+        );
+        self.by_ufrag.insert(local_ufrag, slot);
+        Ok(())
+    }
+
+    /// Ends a viewer: BYE and close_notify go to the outbox, the rest is forgotten.
+    pub(crate) fn handle_leave(
+        &mut self,
+        now: Instant,
+        wall: WallTime,
+        viewer: ViewerId,
+        reason: EndReason,
+        outbox: &mut Outbox,
+    ) {
+        if let Some(slot) = self.by_id.get(&viewer).copied() {
+            self.end(now, wall, slot, reason, outbox);
+        }
+    }
+
+    /// Ends all viewers of a stream.
+    pub(crate) fn handle_stream_ended(
+        &mut self,
+        now: Instant,
+        wall: WallTime,
+        name: &StreamName,
+        outbox: &mut Outbox,
+    ) {
+        let slots = self
+            .streams
+            .get(name)
+            .map(|stream| stream.peers.clone())
+            .unwrap_or_default();
+        for slot in slots {
+            self.end(now, wall, slot, EndReason::StreamEnded, outbox);
+        }
+    }
+
+    /// What a stream is has changed.
+    pub(crate) fn handle_info(&mut self, name: &StreamName, info: Arc<StreamInfo>) {
+        if let Some(stream) = self.streams.get_mut(name) {
+            stream.info = info;
+        }
+    }
+
+    /// Keeps batches of the past, of a replica that has just been asked, and starts viewers that are waiting.
+    pub(crate) fn handle_backlog(&mut self, name: &StreamName, batches: &[Arc<PacketBatch>]) {
+        let Some(stream) = self.streams.get_mut(name) else {
+            return;
+        };
+        for batch in batches {
+            stream.keep(batch);
+        }
+        // Those who have a place in the ring go on from there.
+        let rings = stream.rings.borrow();
+        let lost = |peer: &&Peer| {
+            let video = peer.video.as_ref().filter(|_| peer.session.is_some());
+            video.is_some_and(|video| {
+                video.position.is_none_or(|position| {
+                    let ring = rings.get(video.track);
+                    ring.is_none_or(|ring| {
+                        ring.get(position).is_none() && ring.next_index() != Some(position)
+                    })
+                })
+            })
+        };
+        let peers = stream.peers.iter().map(|slot| &self.peers[*slot]);
+        let waiting: Vec<ViewerId> = peers.filter(lost).map(|peer| peer.id).collect();
+        drop(rings);
+        for viewer in waiting {
+            self.start_video(viewer);
+        }
+    }
+
+    /// A datagram came in.
+    pub(crate) fn handle_datagram(
+        &mut self,
+        now: Instant,
+        wall: WallTime,
+        from: SocketAddr,
+        datagram: &mut [u8],
+        outbox: &mut Outbox,
+    ) {
+        match classify(datagram) {
+            Protocol::Stun => self.handle_stun(now, from, datagram, outbox),
+            Protocol::Dtls => self.handle_dtls(now, wall, from, datagram, outbox),
+            Protocol::Rtcp => self.handle_rtcp(now, wall, from, datagram),
+            Protocol::Rtp | Protocol::Other => refused("protocol"),
+        }
+    }
+
+    /// Timers are due: flights to send again, reports, viewers that are gone.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, wall: WallTime, outbox: &mut Outbox) {
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.poll_expired(now, &mut due);
+        for (slot, viewer) in due.drain(..) {
+            let current = self
+                .peers
+                .get_mut(slot)
+                .filter(|peer| peer.id == viewer && peer.wake_at.is_some_and(|at| at <= now));
+            let Some(peer) = current else {
+                continue;
+            };
+            peer.wake_at = None;
+            if peer.ice.gone(now) {
+                let reason = if peer.session.is_some() {
+                    EndReason::Expired
+                } else {
+                    EndReason::NeverConnected
+                };
+                self.end(now, wall, slot, reason, outbox);
+                continue;
+            }
+            if let Some(address) = peer.ice.selected() {
+                if peer.dtls.handle_timeout(now).is_err() {
+                    self.end(now, wall, slot, EndReason::HandshakeFailed, outbox);
+                    continue;
+                }
+                peer.flush_dtls(address, outbox);
+            }
+            if peer.next_report.is_some_and(|at| at <= now) {
+                peer.next_report = Some(now + REPORT_INTERVAL);
+                if let Some(stream) = self.streams.get(&peer.stream) {
+                    peer.report(wall, &stream.timeline, false, outbox);
+                }
+            }
+            self.schedule(slot);
+        }
+        self.due = due;
+    }
+
+    /// Packets that a retransmit actor decided to send again.
+    pub(crate) fn handle_resend(
+        &mut self,
+        viewer: ViewerId,
+        kind: MediaKind,
+        packets: &[Resend],
+        outbox: &mut Outbox,
+    ) -> u64 {
+        let Some(slot) = self.by_id.get(&viewer) else {
+            return 0;
+        };
+        let peer = &mut self.peers[*slot];
+        let Some(stream) = self.streams.get(&peer.stream) else {
+            return 0;
+        };
+        peer.resend(kind, packets, &stream.rings.borrow(), outbox)
+    }
+
+    /// A viewer is to get the newest GOP again, if the ring has one.
+    pub(crate) fn handle_keyframe(&mut self, viewer: ViewerId) -> bool {
+        self.start_video(viewer)
+    }
+
+    /// The slot of a viewer.
+    pub(super) fn slot(&self, viewer: ViewerId) -> Option<usize> {
+        self.by_id.get(&viewer).copied()
+    }
+
+    fn handle_stun(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &[u8],
+        outbox: &mut Outbox,
+    ) {
+        let Some(mut request) = stun::Request::parse(datagram) else {
+            return refused("stun");
+        };
+        let Some(slot) = self.by_ufrag.get(request.local_ufrag()).copied() else {
+            // After a restart browsers try their old candidates for a while.
+            return refused("ufrag");
+        };
+        let peer = &mut self.peers[slot];
+        let password = &peer.ice.credentials().local_pwd;
+        let crypto = self.identity.crypto();
+        let authentic =
+            peer.ice.answers_to(request.username()) && request.is_authentic(password, crypto);
+        if !authentic {
+            return refused("stun_integrity");
+        }
+        if request.controlled() {
+            if let Some(answer) = request.role_conflict(password, crypto) {
+                outbox.push(from, &answer);
+            }
+            return;
+        }
+        if let Some(answer) = request.success(from, password, crypto) {
+            outbox.push(from, &answer);
+        }
+        let checked = peer.ice.handle_check(now, from, request.nominates());
+        if let Some(forgotten) = checked.forgotten {
+            self.by_address.remove(&forgotten);
+        }
+        self.by_address.insert(from, slot);
+    }
+
+    fn handle_dtls(
+        &mut self,
+        now: Instant,
+        wall: WallTime,
+        from: SocketAddr,
+        datagram: &[u8],
+        outbox: &mut Outbox,
+    ) {
+        let Some(slot) = self.by_address.get(&from).copied() else {
+            return refused("address");
+        };
+        let peer = &mut self.peers[slot];
+        if peer.session.is_none() {
+            peer.set_state(ViewerState::Handshaking);
+        }
+        let result = peer.dtls.handle_datagram(now, &self.identity, datagram);
+        peer.flush_dtls(from, outbox);
+        match result {
+            Ok(None) => {}
+            Ok(Some(dtls::Event::Connected(session))) => {
+                counter!(HANDSHAKES, "profile" => session.profile().as_str()).increment(1);
+                let viewer = peer.id;
+                peer.session = Some(session);
+                peer.ice.handle_connected();
+                peer.next_report = Some(now + REPORT_INTERVAL);
+                peer.set_state(ViewerState::Connected);
+                // The first report goes ahead of the first packets, so that lip sync holds from the first frame.
+                if let Some(stream) = self.streams.get(&peer.stream) {
+                    peer.report(wall, &stream.timeline, false, outbox);
+                }
+                self.events.push_back(Event::Connected { viewer });
+                self.start_video(viewer);
+            }
+            Ok(Some(dtls::Event::Closed)) => {
+                return self.end(now, wall, slot, EndReason::Closed, outbox);
+            }
+            Err(error) => {
+                tracing::debug!(viewer = %peer.id, %error, "no DTLS association");
+                return self.end(now, wall, slot, EndReason::HandshakeFailed, outbox);
+            }
+        }
+        self.schedule(slot);
+    }
+
+    fn handle_rtcp(&mut self, now: Instant, wall: WallTime, from: SocketAddr, datagram: &mut [u8]) {
+        let Some(slot) = self.by_address.get(&from).copied() else {
+            return refused("address");
+        };
+        let peer = &mut self.peers[slot];
+        let Some(session) = &mut peer.session else {
+            return refused("early");
+        };
+        let Ok(plain) = session.feedback.open(datagram) else {
+            return refused("srtcp");
+        };
+        peer.ice.handle_traffic(now, from);
+        for packet in rtcp::packets(plain) {
+            let Ok(packet) = packet else {
+                return refused("rtcp");
+            };
+            if let Some((kind, event)) = feedback(peer, wall, packet) {
+                counter!(FEEDBACK, "kind" => kind).increment(1);
+                self.events.push_back(event);
+            }
+        }
+    }
+
+    /// Ends a viewer and forgets everything about it.
+    fn end(
+        &mut self,
+        now: Instant,
+        wall: WallTime,
+        slot: usize,
+        reason: EndReason,
+        outbox: &mut Outbox,
+    ) {
+        let Some(mut peer) = self.peers.try_remove(slot) else {
+            return;
+        };
+        self.by_id.remove(&peer.id);
+        self.by_ufrag.remove(&peer.ice.credentials().local_ufrag);
+        for address in peer.ice.addresses() {
+            if self.by_address.get(&address) == Some(&slot) {
+                self.by_address.remove(&address);
+            }
+        }
+        let mut last = false;
+        if let Some(stream) = self.streams.get_mut(&peer.stream) {
+            // Who went already got his goodbye; to the others it is the end of media and of consent.
+            if !matches!(reason, EndReason::Closed | EndReason::Expired) {
+                peer.report(wall, &stream.timeline, true, outbox);
+            }
+            stream.peers.retain(|other| *other != slot);
+            last = stream.peers.is_empty();
+        }
+        peer.dtls.close(now);
+        if let Some(address) = peer.ice.selected() {
+            peer.flush_dtls(address, outbox);
+        }
+        peer.set_state(ViewerState::Ended);
+        if last {
+            self.streams.remove(&peer.stream);
+            self.events.push_back(Event::StreamUnwanted {
+                stream: peer.stream.clone(),
+            });
+        }
+        self.events.push_back(Event::Ended {
+            viewer: peer.id,
+            stream: peer.stream.clone(),
+            reason,
+        });
+    }
+
+    /// Puts a viewer on the wheel, unless it is called early enough already.
+    fn schedule(&mut self, slot: usize) {
+        let Some(peer) = self.peers.get_mut(slot) else {
+            return;
+        };
+        let at = peer.poll_timeout();
+        if peer.wake_at.is_none_or(|wake| at < wake) {
+            peer.wake_at = Some(at);
+            self.wheel.schedule(at, (slot, peer.id));
+        }
+    }
+}
+
+/// The first track that `fits`.
+fn track_of(info: &StreamInfo, fits: impl Fn(&Configuration) -> bool) -> Option<TrackId> {
+    info.tracks
+        .iter()
+        .find(|track| fits(&track.configuration))
+        .map(|track| track.id)
+}
+
+/// What a feedback packet means, with its label.
+fn feedback(
+    peer: &Peer,
+    wall: WallTime,
+    packet: rtcp::Packet<'_>,
+) -> Option<(&'static str, Event)> {
+    let viewer = peer.id;
+    let measured = |sample| Event::Measured { viewer, sample };
+    match packet {
+        rtcp::Packet::ReceiverReport { reports, .. }
+        | rtcp::Packet::SenderReport { reports, .. } => {
+            // The picture's report is the one that matters; audio alone has its own.
+            let ours = reports.filter(|report| peer.kind_of(report.ssrc).is_some());
+            let report =
+                ours.max_by_key(|report| peer.kind_of(report.ssrc) == Some(MediaKind::Video))?;
+            let sample = Sample::Report {
+                rtt: report.rtt(wall),
+                fraction_lost: report.fraction_lost,
+            };
+            Some(("report", measured(sample)))
+        }
+        rtcp::Packet::Nack { media_ssrc, lost } => {
+            let kind = peer.kind_of(media_ssrc)?;
+            let lost = lost.collect();
+            Some(("nack", Event::Nacked { viewer, kind, lost }))
+        }
+        rtcp::Packet::PictureLoss { media_ssrc } => (peer.kind_of(media_ssrc)? == MediaKind::Video)
+            .then_some(("pli", Event::KeyframeAsked { viewer })),
+        rtcp::Packet::FullIntraRequest(mut requests) => requests
+            .any(|(ssrc, _)| peer.kind_of(ssrc) == Some(MediaKind::Video))
+            .then_some(("fir", Event::KeyframeAsked { viewer })),
+        rtcp::Packet::TransportFeedback(message) => {
+            let (mut received, mut lost, mut bytes, mut span) = (0, 0, 0, None);
+            for arrival in message.arrivals() {
+                let Some(at) = arrival.received else {
+                    lost += 1;
+                    continue;
+                };
+                received += 1;
+                bytes += peer.size_of(arrival.sequence);
+                span = Some(span.map_or((at, at), |(first, last): (i64, i64)| {
+                    (first.min(at), last.max(at))
+                }));
+            }
+            let sample = Sample::Arrivals {
+                received,
+                lost,
+                bytes,
+                span,
+            };
+            Some(("transport", measured(sample)))
+        }
+        _ => None,
+    }
+}
+
+fn refused(reason: &'static str) {
+    counter!(DATAGRAMS_REFUSED, "reason" => reason).increment(1);
+}

@@ -1,0 +1,417 @@
+//! A shard's thread: the socket, the clock and the actors around the core.
+//!
+//! One loop on the shard's arbiter. Each turn takes in what is there (control, actors' commands, datagrams, timers, batches), then sends media
+//! for at most [`SLICE`], then lets the arbiter's actors and timers have their turn. It sleeps only when there is nothing to do.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use headwater_media::id::StreamName;
+use headwater_media::time::WallTime;
+use headwater_media::track::StreamInfo;
+use headwater_node::clock::Clock;
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::abr::Measured;
+use crate::metrics::{
+    BYTES_SENT, FAN_OUT, MAILBOX_FULL, PACKETS_SENT, RESENT, SKIPPED, VIEWERS, VIEWERS_ENDED,
+    VIEWERS_JOINED,
+};
+use crate::registry::ReplicaHandle;
+use crate::retransmit::Nacks;
+use crate::shard::core::{Core, Event};
+use crate::shard::outbox::Outbox;
+use crate::shard::socket::Socket;
+use crate::shard::{
+    Command, Counters, Credentials, EndReason, Ended, Gone, Join, JoinError, Media, ViewerId,
+};
+use crate::viewer::{Connected, KeyframeAsked, Links, Over, ViewerActor};
+
+/// How long media is sent before the socket and the actors are looked at again.
+const SLICE: Duration = Duration::from_millis(1);
+
+/// Messages of one kind taken in a turn (count), and reads of 32 datagrams.
+const TURN_MESSAGES: usize = 256;
+const TURN_READS: usize = 4;
+
+/// What other threads ask of a shard. The channel has no bound of its own: HTTP sends it, which admits a bounded number of requests, and
+/// [`crate::shard::ShardHandle::join`] looks at its length.
+#[derive(Debug)]
+pub(super) enum Control {
+    Join {
+        join: Box<Join>,
+        info: Arc<StreamInfo>,
+        reply: oneshot::Sender<Result<(), JoinError>>,
+    },
+    Restart {
+        viewer: ViewerId,
+        credentials: Credentials,
+        reply: oneshot::Sender<Result<(), Gone>>,
+    },
+    Leave {
+        viewer: ViewerId,
+        reason: EndReason,
+    },
+    /// End all viewers, then the shard.
+    Stop {
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// Everything a shard's thread owns.
+pub(super) struct Shell {
+    pub(super) number: usize,
+    pub(super) core: Core,
+    pub(super) socket: Socket,
+    pub(super) clock: Clock,
+    pub(super) control: mpsc::UnboundedReceiver<Control>,
+    pub(super) media: mpsc::Receiver<Media>,
+    /// For replicas.
+    pub(super) media_sender: mpsc::Sender<Media>,
+    pub(super) commands: mpsc::Receiver<Command>,
+    /// For actors.
+    pub(super) command_sender: mpsc::Sender<Command>,
+    pub(super) viewers: Arc<AtomicUsize>,
+    pub(super) ended: Ended,
+}
+
+/// What goes with a viewer outside the core.
+struct Viewer {
+    links: Links,
+}
+
+struct State {
+    viewers: HashMap<ViewerId, Viewer>,
+    /// Counters of viewers that are about to be started.
+    joining: HashMap<ViewerId, Arc<Counters>>,
+    replicas: HashMap<StreamName, ReplicaHandle>,
+    figures: Figures,
+}
+
+/// Metric handles, looked up once.
+struct Figures {
+    viewers: Gauge,
+    video: Counter,
+    audio: Counter,
+    bytes: Counter,
+    resent: Counter,
+    skips: Counter,
+    fan_out: Histogram,
+}
+
+impl Figures {
+    fn new(shard: usize) -> Self {
+        Self {
+            viewers: gauge!(VIEWERS, "shard" => shard.to_string()),
+            video: counter!(PACKETS_SENT, "kind" => "video"),
+            audio: counter!(PACKETS_SENT, "kind" => "audio"),
+            bytes: counter!(BYTES_SENT),
+            resent: counter!(RESENT),
+            skips: counter!(SKIPPED, "place" => "viewer"),
+            fan_out: histogram!(FAN_OUT),
+        }
+    }
+}
+
+impl Shell {
+    /// Runs until told to stop.
+    pub(super) async fn run(mut self) {
+        let mut state = State {
+            viewers: HashMap::new(),
+            joining: HashMap::new(),
+            replicas: HashMap::new(),
+            figures: Figures::new(self.number),
+        };
+        let mut outbox = Outbox::default();
+        let stopped = loop {
+            if let Some(stopped) = self.take_in(&mut state, &mut outbox) {
+                break stopped;
+            }
+            self.pump(&mut state);
+            let more = self.send_slice(&mut outbox).await;
+            self.pump(&mut state);
+            self.socket.send(&mut outbox).await;
+            self.publish(&state);
+            if more {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            // Nothing to do: sleep until there is. What a branch receives is handled here, the rest by the next turn.
+            let wake = self.core.poll_timeout();
+            let idle = async {
+                match wake {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                control = self.control.recv() => match control {
+                    Some(control) => {
+                        if let Some(stopped) = self.on_control(control, &mut state, &mut outbox) {
+                            break Some(stopped);
+                        }
+                    }
+                    None => break None,
+                },
+                Some(media) = self.media.recv() => self.on_media(media, &mut outbox),
+                Some(command) = self.commands.recv() => self.on_command(command, &state, &mut outbox),
+                _ = self.socket.readable() => {}
+                () = idle => {}
+            }
+        };
+        self.pump(&mut state);
+        self.socket.send(&mut outbox).await;
+        self.publish(&state);
+        if let Some(reply) = stopped {
+            let _ = reply.send(());
+        }
+    }
+
+    /// Takes in what is there without waiting. Yields the stop request's reply, if there was one.
+    fn take_in(
+        &mut self,
+        state: &mut State,
+        outbox: &mut Outbox,
+    ) -> Option<Option<oneshot::Sender<()>>> {
+        for _ in 0..TURN_MESSAGES {
+            let Ok(control) = self.control.try_recv() else {
+                break;
+            };
+            if let Some(stopped) = self.on_control(control, state, outbox) {
+                return Some(Some(stopped));
+            }
+        }
+        for _ in 0..TURN_MESSAGES {
+            let Ok(command) = self.commands.try_recv() else {
+                break;
+            };
+            self.on_command(command, state, outbox);
+        }
+        let (now, wall) = self.time();
+        for _ in 0..TURN_READS {
+            let core = &mut self.core;
+            let received = self.socket.receive(|from, datagram| {
+                core.handle_datagram(now, wall, from, datagram, outbox);
+            });
+            if received == 0 {
+                break;
+            }
+        }
+        self.core.handle_timeout(now, wall, outbox);
+        for _ in 0..TURN_MESSAGES {
+            let Ok(media) = self.media.try_recv() else {
+                break;
+            };
+            self.on_media(media, outbox);
+        }
+        None
+    }
+
+    /// Sends media for a slice. Returns whether there is more.
+    async fn send_slice(&mut self, outbox: &mut Outbox) -> bool {
+        let now = self.clock.now();
+        let end = now + SLICE;
+        while self.core.has_jobs() {
+            let more = self.core.handle_job(now, outbox);
+            if outbox.is_full() {
+                self.socket.send(outbox).await;
+            }
+            if !more || self.clock.now() >= end {
+                return more;
+            }
+        }
+        false
+    }
+
+    fn on_control(
+        &mut self,
+        control: Control,
+        state: &mut State,
+        outbox: &mut Outbox,
+    ) -> Option<oneshot::Sender<()>> {
+        let (now, wall) = self.time();
+        match control {
+            Control::Join { join, info, reply } => {
+                let viewer = join.viewer;
+                let counters = Arc::clone(&join.counters);
+                let result = self.core.handle_join(now, *join, &info);
+                if result.is_ok() {
+                    state.joining.insert(viewer, counters);
+                    counter!(VIEWERS_JOINED).increment(1);
+                }
+                if reply.send(result).is_err() && result.is_ok() {
+                    // Whoever asked is gone, so nobody will ever connect.
+                    let reason = EndReason::NeverConnected;
+                    self.core.handle_leave(now, wall, viewer, reason, outbox);
+                }
+                self.pump(state);
+            }
+            Control::Restart {
+                viewer,
+                credentials,
+                reply,
+            } => {
+                let _ = reply.send(self.core.handle_restart(now, viewer, credentials));
+            }
+            Control::Leave { viewer, reason } => {
+                self.core.handle_leave(now, wall, viewer, reason, outbox);
+            }
+            Control::Stop { reply } => {
+                let viewers: Vec<ViewerId> = state.viewers.keys().copied().collect();
+                for viewer in viewers {
+                    let reason = EndReason::Kicked;
+                    self.core.handle_leave(now, wall, viewer, reason, outbox);
+                }
+                return Some(reply);
+            }
+        }
+        None
+    }
+
+    fn on_media(&mut self, media: Media, outbox: &mut Outbox) {
+        let (now, wall) = self.time();
+        match media {
+            Media::Batch { stream, batch } => self.core.handle_batch(now, &stream, batch),
+            Media::Backlog {
+                stream,
+                info,
+                batches,
+            } => {
+                self.core.handle_info(&stream, info);
+                self.core.handle_backlog(&stream, &batches);
+            }
+            Media::Info { stream, info } => self.core.handle_info(&stream, info),
+            Media::Ended { stream } => {
+                self.core.handle_stream_ended(now, wall, &stream, outbox);
+            }
+        }
+    }
+
+    fn on_command(&mut self, command: Command, state: &State, outbox: &mut Outbox) {
+        match command {
+            Command::Resend {
+                viewer,
+                kind,
+                packets,
+            } => {
+                let count = self.core.handle_resend(viewer, kind, &packets, outbox);
+                state.figures.resent.increment(count);
+            }
+            Command::Keyframe { viewer } => {
+                self.core.handle_keyframe(viewer);
+            }
+            Command::KeyframeAsked { viewer } => {
+                if let Some(viewer) = state.viewers.get(&viewer) {
+                    refused(viewer.links.keyframe.try_send(KeyframeAsked), "viewer");
+                }
+            }
+        }
+    }
+
+    /// Performs what the core wants done.
+    fn pump(&mut self, state: &mut State) {
+        while let Some(event) = self.core.poll_event() {
+            match event {
+                Event::Joined {
+                    viewer,
+                    retransmitters,
+                    rings,
+                } => {
+                    let Some(counters) = state.joining.remove(&viewer) else {
+                        continue;
+                    };
+                    let links = ViewerActor::launch(
+                        viewer,
+                        retransmitters,
+                        rings,
+                        counters,
+                        &self.clock,
+                        &self.command_sender,
+                    );
+                    state.viewers.insert(viewer, Viewer { links });
+                }
+                Event::Connected { viewer } => {
+                    if let Some(viewer) = state.viewers.get(&viewer) {
+                        viewer.links.connected.post(Connected);
+                    }
+                }
+                Event::Nacked { viewer, kind, lost } => {
+                    if let Some(viewer) = state.viewers.get(&viewer) {
+                        refused(
+                            viewer.links.nacks.try_send(Nacks { kind, lost }),
+                            "retransmit",
+                        );
+                    }
+                }
+                Event::KeyframeAsked { viewer } => {
+                    if let Some(viewer) = state.viewers.get(&viewer) {
+                        refused(viewer.links.keyframe.try_send(KeyframeAsked), "viewer");
+                    }
+                }
+                Event::Measured { viewer, sample } => {
+                    if let Some(viewer) = state.viewers.get(&viewer) {
+                        refused(viewer.links.measured.try_send(Measured { sample }), "abr");
+                    }
+                }
+                Event::Ended {
+                    viewer,
+                    stream,
+                    reason,
+                } => {
+                    state.joining.remove(&viewer);
+                    if let Some(gone) = state.viewers.remove(&viewer) {
+                        gone.links.over.post(Over { reason });
+                    }
+                    counter!(VIEWERS_ENDED, "reason" => reason.as_str()).increment(1);
+                    tracing::debug!(%viewer, %stream, reason = reason.as_str(), "viewer gone");
+                    (self.ended)(viewer, reason);
+                }
+                Event::StreamWanted { stream, replica } => {
+                    replica.attach(self.number, self.media_sender.clone());
+                    state.replicas.insert(stream, replica);
+                }
+                Event::StreamUnwanted { stream } => {
+                    if let Some(replica) = state.replicas.remove(&stream) {
+                        replica.detach(self.number);
+                    }
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self, state: &State) {
+        let viewers = self.core.viewers();
+        if self.viewers.swap(viewers, Ordering::Relaxed) != viewers {
+            let viewers = u32::try_from(viewers).unwrap_or(u32::MAX);
+            state.figures.viewers.set(f64::from(viewers));
+        }
+        let sent = self.core.take_sent();
+        let figures = &state.figures;
+        figures.video.increment(sent.video_packets);
+        figures.audio.increment(sent.audio_packets);
+        figures.bytes.increment(sent.bytes);
+        figures.skips.increment(sent.skips);
+        if !sent.finished.is_empty() {
+            let now = self.clock.now();
+            for arrived in sent.finished {
+                let took = now.saturating_duration_since(arrived);
+                figures.fan_out.record(took.as_secs_f64());
+            }
+        }
+    }
+
+    fn time(&self) -> (std::time::Instant, WallTime) {
+        let now = self.clock.now();
+        (now, self.clock.wall_at(now))
+    }
+}
+
+fn refused(result: Result<(), headwater_node::actor::Undelivered>, link: &'static str) {
+    if result.is_err() {
+        counter!(MAILBOX_FULL, "link" => link).increment(1);
+    }
+}
