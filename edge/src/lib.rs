@@ -82,6 +82,7 @@ pub struct Edge {
 /// If a listener can't be opened.
 pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
     metrics::describe();
+    http::describe();
     let sessions = Arc::new(Sessions::new(node.clock.clone()));
     let told = Arc::clone(&sessions);
     let ended = Arc::new(move |viewer, reason| {

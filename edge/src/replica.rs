@@ -358,9 +358,10 @@ impl ReplicaActor {
         let missing = self
             .missing_since
             .map(|since| now.saturating_duration_since(since));
-        if self.over && self.shards.values().any(|link| link.stale) {
-            self.end_viewers();
-        } else if !self.over && missing.is_some_and(|missing| missing >= self.options.lost_after) {
+        let lost = missing.is_some_and(|missing| missing >= self.options.lost_after);
+        // Shards whose queue was full are told again.
+        let untold = self.over && self.shards.values().any(|link| link.stale);
+        if untold || (lost && !self.over) {
             self.end_viewers();
         }
         let linger = if missing.is_some() {

@@ -97,7 +97,7 @@ impl Handler<Nacks> for RetransmitActor {
                 counter!(NACKS_UNANSWERED, "reason" => reason).increment(count);
             }
         }
-        let mut command = |command| {
+        let command = |command| {
             if self.commands.try_send(command).is_err() {
                 counter!(MAILBOX_FULL, "link" => "commands").increment(1);
             }

@@ -453,7 +453,7 @@ fn media_address(first: SocketAddr, number: usize, count: usize) -> Result<Socke
     let port = u16::try_from(number)
         .ok()
         .and_then(|number| first.port().checked_add(number));
-    let port = port.ok_or(StartError::Ports {
+    let port = port.ok_or_else(|| StartError::Ports {
         port: first.port(),
         shards: count,
     })?;
@@ -479,7 +479,7 @@ impl Shards {
         self.shards
             .iter()
             .min_by_key(|shard| shard.viewers.load(Ordering::Relaxed))
-            .or(self.shards.first())
+            .or_else(|| self.shards.first())
             .expect("there is at least one shard")
             .clone()
     }

@@ -34,7 +34,9 @@ pub mod limits;
 pub(crate) mod metrics;
 mod whep;
 
+pub(crate) use api::record;
 use error::Problem;
+pub(crate) use metrics::describe;
 
 /// A STUN or TURN server that players are told of (RFC 9725 section 4.6), `[[edge.ice_servers]]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -117,6 +117,7 @@ impl Outbox {
     }
 
     /// There is nothing to send.
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }

@@ -62,8 +62,8 @@ pub(crate) struct Peer {
     pub(crate) wake_at: Option<Instant>,
     /// A job that sends what the ring has since `video.position` is waiting its turn.
     pub(crate) catching_up: bool,
-    /// Keeps the stream.
-    pub(crate) replica: ReplicaHandle,
+    /// Keeps the stream for as long as the viewer is here.
+    _replica: ReplicaHandle,
 }
 
 impl std::fmt::Debug for Peer {
@@ -211,7 +211,7 @@ impl Peer {
             next_report: None,
             wake_at: None,
             catching_up: false,
-            replica,
+            _replica: replica,
         }
     }
 

@@ -35,7 +35,7 @@ const FULL_WAIT: Duration = Duration::from_millis(2);
 pub(crate) struct Socket {
     socket: UdpSocket,
     receive_headers: MultiHeaders<SockaddrStorage>,
-    receive_buffers: Vec<Box<[u8; DATAGRAM_BYTES_MAX]>>,
+    receive_buffers: Vec<[u8; DATAGRAM_BYTES_MAX]>,
     plain_headers: MultiHeaders<SockaddrStorage>,
     segmented_headers: MultiHeaders<SockaddrStorage>,
     addresses: Vec<Option<SockaddrStorage>>,
@@ -86,7 +86,7 @@ impl Socket {
             socket: UdpSocket::from_std(socket)?,
             receive_headers: MultiHeaders::preallocate(RECEIVE_BATCH, None),
             receive_buffers: (0..RECEIVE_BATCH)
-                .map(|_| Box::new([0; DATAGRAM_BYTES_MAX]))
+                .map(|_| [0; DATAGRAM_BYTES_MAX])
                 .collect(),
             plain_headers: MultiHeaders::preallocate(SEND_BATCH, None),
             segmented_headers: MultiHeaders::preallocate(SEND_BATCH, Some(nix::cmsg_space!(u16))),

@@ -117,14 +117,14 @@ impl Session {
         let (ours, theirs) = split(profile, material)?;
         Ok(Self {
             media: Sealer {
-                keys: Keys::derive(profile, &ours, Labels::RTP),
+                keys: Keys::derive(profile, &ours, &Labels::RTP),
             },
             control: ControlSealer {
-                keys: Keys::derive(profile, &ours, Labels::RTCP),
+                keys: Keys::derive(profile, &ours, &Labels::RTCP),
                 index: 0,
             },
             feedback: ControlOpener {
-                keys: Keys::derive(profile, &theirs, Labels::RTCP),
+                keys: Keys::derive(profile, &theirs, &Labels::RTCP),
                 senders: SmallVec::new(),
             },
         })
@@ -223,7 +223,7 @@ impl std::fmt::Debug for Keys {
 }
 
 impl Keys {
-    fn derive(profile: Profile, master: &Master, labels: Labels) -> Self {
+    fn derive(profile: Profile, master: &Master, labels: &Labels) -> Self {
         let mut key = [0; KEY_BYTES];
         master.derive(labels.encryption, &mut key);
         match profile {
