@@ -112,7 +112,7 @@ pub(crate) enum Output {
 enum Backend {
     InProcess {
         decoder: Box<Decoder>,
-        resampler: Resampler,
+        resampler: Box<Resampler>,
         /// Frames in a row that could not be decoded.
         undecodable: u32,
         /// A frame has been decoded.
@@ -330,7 +330,7 @@ impl Pipeline {
                     (Ok(decoder), Ok(resampler)) => {
                         self.backend = Backend::InProcess {
                             decoder: Box::new(decoder),
-                            resampler,
+                            resampler: Box::new(resampler),
                             undecodable: 0,
                             proven: false,
                         };
