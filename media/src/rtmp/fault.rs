@@ -62,6 +62,9 @@ pub enum Fault {
     /// `createStream` too often.
     #[error("too many message streams")]
     MessageStreams,
+    /// Sequence headers that change and change.
+    #[error("the tracks' configurations change too often")]
+    Configurations,
     /// The peer makes us answer and does not read the answers.
     #[error("the peer does not read our replies")]
     OutboundFull,
@@ -126,6 +129,7 @@ impl Fault {
             Self::CommandArguments => "command_arguments",
             Self::BeforeConnect => "before_connect",
             Self::MessageStreams => "message_streams",
+            Self::Configurations => "configurations",
             Self::OutboundFull => "outbound_full",
         }
     }

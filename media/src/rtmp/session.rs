@@ -14,7 +14,7 @@
 mod command;
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use rml_rtmp::handshake::{Handshake, HandshakeProcessResult, PeerType};
@@ -32,6 +32,12 @@ use crate::unit::{IngestUnit, MediaKind};
 /// Tags read from one aggregate message (count). Senders pack a few frames; each tag costs an event.
 const AGGREGATE_TAGS_MAX: usize = 4096;
 
+/// Configurations, and metadata messages, that a publisher may send in a burst (count); [`CHANGE_EVERY`] allows one more.
+///
+/// Both go to the stream as messages that are never dropped, so nobody may send them at the rate of media.
+const CHANGES_MAX: u32 = 64;
+const CHANGE_EVERY: Duration = Duration::from_millis(100);
+
 /// The core of one connection.
 #[derive(Debug)]
 pub struct Session {
@@ -48,6 +54,8 @@ pub struct Session {
     /// Message streams that `createStream` made.
     streams: Vec<u32>,
     publishing: Option<Publishing>,
+    configurations: Allowance,
+    metadata: Allowance,
     acknowledgements: Acknowledgements,
     /// Until when something must be published; `None` while something is.
     publish_deadline: Option<Instant>,
@@ -196,6 +204,8 @@ impl Session {
             connected: None,
             streams: Vec::new(),
             publishing: None,
+            configurations: Allowance::new(now),
+            metadata: Allowance::new(now),
             acknowledgements: Acknowledgements {
                 received: 0,
                 acknowledged: 0,
@@ -376,19 +386,25 @@ impl Session {
                 }
                 self.replies.window(window)
             }
-            8 => {
-                self.media(wall, TagKind::Audio, message.timestamp, message.payload);
-                Ok(())
-            }
-            9 => {
-                self.media(wall, TagKind::Video, message.timestamp, message.payload);
-                Ok(())
-            }
-            15 => self.data(message.timestamp, &without_amf3_byte(message.payload)),
-            18 => self.data(message.timestamp, &message.payload),
+            8 => self.media(
+                now,
+                wall,
+                TagKind::Audio,
+                message.timestamp,
+                message.payload,
+            ),
+            9 => self.media(
+                now,
+                wall,
+                TagKind::Video,
+                message.timestamp,
+                message.payload,
+            ),
+            15 => self.data(now, message.timestamp, &without_amf3_byte(message.payload)),
+            18 => self.data(now, message.timestamp, &message.payload),
             17 => self.command(now, message.stream_id, &without_amf3_byte(message.payload)),
             20 => self.command(now, message.stream_id, &message.payload),
-            22 => self.aggregate(wall, message.timestamp, message.payload),
+            22 => self.aggregate(now, wall, message.timestamp, message.payload),
             // Shared objects (16, 19) and numbers that mean nothing.
             _ => Ok(()),
         }
@@ -416,10 +432,17 @@ impl Session {
         self.replies.acknowledge(low_32(received))
     }
 
-    fn media(&mut self, wall: WallTime, kind: TagKind, timestamp: u32, body: Bytes) {
+    fn media(
+        &mut self,
+        now: Instant,
+        wall: WallTime,
+        kind: TagKind,
+        timestamp: u32,
+        body: Bytes,
+    ) -> Result<(), Fault> {
         // Nothing counts before `publish`, and some encoders go on for a moment after they ended it.
         if self.publishing.is_none() {
-            return;
+            return Ok(());
         }
         let millis = self.clock.unwrap(timestamp);
         match kind {
@@ -429,17 +452,24 @@ impl Session {
         }
         while let Some(output) = self.demuxer.poll_output() {
             self.events.push_back(match output {
-                Output::Configuration(configuration) => Event::Configuration(configuration),
+                Output::Configuration(configuration) => {
+                    if !self.configurations.take(now) {
+                        return Err(Fault::Configurations);
+                    }
+                    Event::Configuration(configuration)
+                }
                 Output::Unit(unit) => Event::Unit(unit),
                 Output::Skipped(kind, reason) => Event::Skipped(kind, reason),
             });
         }
+        Ok(())
     }
 
     /// Splits an aggregate message (RTMP 1.0 section 7.1.6). Its tags' times are relative to the first, which has the
     /// message's.
     fn aggregate(
         &mut self,
+        now: Instant,
         wall: WallTime,
         timestamp: u32,
         mut payload: Bytes,
@@ -465,8 +495,8 @@ impl Session {
             let offset = *offset.get_or_insert_with(|| timestamp.wrapping_sub(time));
             let time = time.wrapping_add(offset);
             match TagKind::from_number(kind) {
-                Some(TagKind::Script) => self.data(time, &body)?,
-                Some(kind) => self.media(wall, kind, time, body),
+                Some(TagKind::Script) => self.data(now, time, &body)?,
+                Some(kind) => self.media(now, wall, kind, time, body)?,
                 None => {}
             }
         }
@@ -474,7 +504,7 @@ impl Session {
     }
 
     /// A data message: metadata, or what encoders send beside the media.
-    fn data(&mut self, timestamp: u32, payload: &[u8]) -> Result<(), Fault> {
+    fn data(&mut self, now: Instant, timestamp: u32, payload: &[u8]) -> Result<(), Fault> {
         if self.publishing.is_none() {
             return Ok(());
         }
@@ -492,6 +522,10 @@ impl Session {
         let Some(Value::String(name)) = name else {
             return Ok(());
         };
+        // The next metadata says the same or better.
+        if name == "onMetaData" && !self.metadata.take(now) {
+            return Ok(());
+        }
         let rest: Vec<_> = values.map(|value| value.to_json()).collect();
         self.events.push_back(if name == "onMetaData" {
             Event::Metadata(rest.into_iter().next().unwrap_or_default())
@@ -508,6 +542,35 @@ impl Session {
     fn millis_since_start(&self, now: Instant) -> u32 {
         let millis = now.saturating_duration_since(self.started).as_millis();
         low_32(u64::try_from(millis).unwrap_or(u64::MAX))
+    }
+}
+
+/// How many of something may still come: a bucket that fills up with time.
+#[derive(Debug)]
+struct Allowance {
+    left: u32,
+    filled: Instant,
+}
+
+impl Allowance {
+    const fn new(now: Instant) -> Self {
+        Self {
+            left: CHANGES_MAX,
+            filled: now,
+        }
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let since = now.saturating_duration_since(self.filled);
+        let more = since.as_millis().div_euclid(CHANGE_EVERY.as_millis());
+        if more > 0 {
+            self.filled = now;
+            let more = u32::try_from(more).unwrap_or(u32::MAX);
+            self.left = self.left.saturating_add(more).min(CHANGES_MAX);
+        }
+        let allowed = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        allowed
     }
 }
 

@@ -531,6 +531,26 @@ fn metadata_comes_in_any_form() {
 }
 
 #[test]
+fn configurations_and_metadata_may_not_come_at_the_rate_of_media() {
+    let mut server = Server::publishing();
+    let metadata = message(4, 18, 1, 0, &amf(&["onMetaData".into(), 1.0.into()]));
+    for _ in 0..1000 {
+        server.feed(&metadata).expect("harmless");
+    }
+    assert_eq!(server.events.len(), 64);
+    server.now += Duration::from_secs(1);
+    server.events.clear();
+    let header = |asc: &[u8]| message(5, 8, 1, 0, &[&[0xAF, 0], asc].concat());
+    let (one, other) = (header(ASC), header(&[0x12, 0x08]));
+    for _ in 0..32 {
+        server.feed(&one).expect("within the allowance");
+        server.feed(&other).expect("within the allowance");
+    }
+    assert_eq!(server.feed(&one), Err(Fault::Configurations));
+    assert_eq!(server.events.len(), 64);
+}
+
+#[test]
 fn timestamps_unwrap_for_both_tracks_together() {
     let mut clock = MediaClock::default();
     for (time, unwrapped) in [
