@@ -137,6 +137,58 @@ fn chromium_is_negotiated_to_this() {
     insta::assert_debug_snapshot!(negotiate(CHROMIUM, &usual()).expect("accepted").negotiated);
 }
 
+/// A hand-written offer as load generators make it: candidates before the credentials, three H.264 profiles with RTX each,
+/// transport-wide feedback on request.
+fn generated_offer(transport_cc: bool) -> String {
+    let transport = "c=IN IP4 0.0.0.0\r\na=rtcp:9 IN IP4 0.0.0.0\r\n\
+        a=candidate:1 1 udp 2130706431 127.0.0.1 40000 typ host\r\na=end-of-candidates\r\n\
+        a=ice-ufrag:load1\r\na=ice-pwd:0123456789abcdefghijklmn\r\na=ice-options:trickle\r\n\
+        a=fingerprint:sha-256 00:11:22:33:44:55:66:77:88:99:aa:bb:cc:dd:ee:ff:00:11:22:33:44:55:66:77:88:99:aa:bb:cc:dd:ee:ff\r\n\
+        a=setup:actpass\r\na=recvonly\r\na=rtcp-mux\r\na=rtcp-rsize\r\n";
+    let extension = if transport_cc {
+        format!("a=extmap:4 {}\r\n", offer::uri::TRANSPORT_SEQUENCE)
+    } else {
+        String::new()
+    };
+    let mut text = format!(
+        "v=0\r\no=- 1000000 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE 0 1\r\na=msid-semantic: WMS\r\n\
+         m=audio 9 UDP/TLS/RTP/SAVPF 111\r\n{transport}a=mid:0\r\n{extension}a=rtpmap:111 opus/48000/2\r\n\
+         a=fmtp:111 minptime=10;useinbandfec=1\r\n\
+         m=video 9 UDP/TLS/RTP/SAVPF 102 103 104 105 106 107\r\n{transport}a=mid:1\r\n{extension}"
+    );
+    for (pt, profile) in [(102, "42e01f"), (104, "4d001f"), (106, "64001f")] {
+        let feedback = if transport_cc {
+            format!("a=rtcp-fb:{pt} transport-cc\r\n")
+        } else {
+            String::new()
+        };
+        text += &format!(
+            "a=rtpmap:{pt} H264/90000\r\n{feedback}a=rtcp-fb:{pt} nack\r\na=rtcp-fb:{pt} nack pli\r\n\
+             a=fmtp:{pt} level-asymmetry-allowed=1;packetization-mode=1;profile-level-id={profile}\r\n\
+             a=rtpmap:{0} rtx/90000\r\na=fmtp:{0} apt={pt}\r\n",
+            pt + 1
+        );
+    }
+    text
+}
+
+#[test]
+fn generated_offers_are_negotiated_too() {
+    for transport_cc in [false, true] {
+        let negotiation = negotiate(&generated_offer(transport_cc), &usual()).expect("accepted");
+        let video = negotiation.negotiated.video.clone().expect("video");
+        assert_eq!(
+            (video.payload_type, video.rtx_payload_type),
+            (106, Some(107))
+        );
+        assert_eq!(video.transport_cc, transport_cc);
+        assert_eq!(video.extensions.transport_sequence.is_some(), transport_cc);
+        assert!(video.nack && negotiation.negotiated.audio.is_some());
+        let answer = negotiation.answer(&local());
+        assert!(answer.contains("profile-level-id=64001f") && !answer.contains("ccm fir"));
+    }
+}
+
 #[test]
 fn the_nearest_profile_is_chosen_and_any_will_do() {
     let check = |profile: [u8; 3], pt: u8| {
