@@ -1,5 +1,6 @@
 //! What the index page shows: which streams are live.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,12 +32,18 @@ pub(super) async fn streams(
 ) -> Result<HttpResponse, Problem> {
     auth::check(state.config.play_token.as_ref(), &request)?;
     let viewers = state.sessions.by_stream();
+    let infos: HashMap<_, _> = state
+        .registry
+        .streams()
+        .into_iter()
+        .map(|info| (info.name.clone(), info))
+        .collect();
     let streams: Vec<Value> = listing(&state)
         .await
         .iter()
         .map(|stream| {
             let viewers = viewers.get(&stream.name).copied().unwrap_or(0);
-            record(stream, viewers, None)
+            record(stream, viewers, infos.get(&stream.name).map(|info| &**info))
         })
         .collect();
     Ok(HttpResponse::Ok()

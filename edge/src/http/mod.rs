@@ -281,3 +281,6 @@ fn peer(request: &HttpRequest) -> Option<IpAddr> {
 fn millis(start: Instant, end: Instant) -> f64 {
     end.saturating_duration_since(start).as_secs_f64() * 1000.0
 }
+
+#[cfg(test)]
+mod tests;
