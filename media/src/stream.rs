@@ -563,3 +563,6 @@ const fn source(kind: MediaKind) -> TrackId {
         MediaKind::Audio => TrackId::SOURCE_AUDIO,
     }
 }
+
+#[cfg(test)]
+mod tests;
