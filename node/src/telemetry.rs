@@ -36,7 +36,8 @@ pub struct LogConfig {
 impl Default for LogConfig {
     fn default() -> Self {
         Self {
-            filter: "info".to_owned(),
+            // actix-web tells of its workers' lives at info.
+            filter: "info,actix_server=warn".to_owned(),
             format: Format::Text,
         }
     }

@@ -109,7 +109,8 @@ pub(super) struct Shared {
     /// Where health, metrics and the API for operators listen [default: 0.0.0.0:9600]
     #[arg(long, value_name = "ADDR")]
     admin: Option<String>,
-    /// What is logged: a level, or a filter such as info,headwater_edge=debug [default: info]
+    /// What is logged: a level, or a filter such as info,headwater_edge=debug [default:
+    /// info,actix_server=warn]
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
     /// How the log is written: text or json [default: text]

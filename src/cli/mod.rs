@@ -53,9 +53,23 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Probe(probe)) => run::probe(probe),
     };
     done.unwrap_or_else(|error| {
-        let _ = writeln!(std::io::stderr(), "headwater: {error:#}");
+        let _ = writeln!(std::io::stderr(), "headwater: {}", told(&error));
         ExitCode::FAILURE
     })
+}
+
+/// An error with its causes, each said once: some errors word their source themselves.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 fn node(
@@ -73,8 +87,26 @@ fn node(
     let settings = settings.checked(role)?;
     if shared.check_config {
         let mut out = std::io::stdout();
-        writeln!(out, "the configuration of the {role} is valid")?;
+        writeln!(out, "the configuration is valid for: {role}")?;
         return Ok(ExitCode::SUCCESS);
     }
     run::role(role, settings)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::told;
+
+    #[test]
+    fn causes_are_told_once() {
+        let taken = || anyhow::anyhow!("address in use");
+        let worded = Err::<(), _>(taken()).context("can't listen: address in use");
+        let plain = Err::<(), _>(taken()).context("can't listen");
+        for result in [worded, plain] {
+            let error = result.expect_err("an error");
+            assert_eq!(told(&error), "can't listen: address in use");
+        }
+    }
 }

@@ -38,6 +38,9 @@ const IO_THREADS_MAX: usize = 4;
 /// How long withdrawing from the directory and ending the admin port may take, after the roles.
 const LAST_STEPS_DEADLINE: Duration = Duration::from_secs(2);
 
+/// What actors get to start in after a failed start, before all ends.
+const UNWIND_TIME: Duration = Duration::from_millis(20);
+
 /// Runs a node until it is told to stop.
 pub(super) fn role(role: Role, settings: Settings) -> anyhow::Result<ExitCode> {
     telemetry::init_log(&settings.log)?;
@@ -46,7 +49,15 @@ pub(super) fn role(role: Role, settings: Settings) -> anyhow::Result<ExitCode> {
     metrics.build_info(env!("CARGO_PKG_VERSION"), COMMIT, role.name());
     let io = io_runtime(settings.io_threads)?;
     let handle = io.handle().clone();
-    let done = actix::System::new().block_on(serve(role, settings, metrics, handle));
+    let done = actix::System::new().block_on(async {
+        let done = serve(role, settings, metrics, handle).await;
+        if done.is_err() {
+            // actix starts an actor even while its System is torn down, and then its timers find no runtime and panic. So
+            // actors of a role that came up before another failed get the turn in which they start.
+            tokio::time::sleep(UNWIND_TIME).await;
+        }
+        done
+    });
     // What still runs there was given its time; threads blocked in a system call must not keep the process.
     io.shutdown_timeout(Duration::from_millis(500));
     done.map(|()| ExitCode::SUCCESS)

@@ -26,7 +26,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const EXTRA_ATTEMPTS: usize = 2;
 
 /// Counter of failed calls, labelled by `reason`.
-const FAILED_TOTAL: &str = "headwater_directory_failed_calls_total";
+pub(super) const FAILED_TOTAL: &str = "headwater_directory_failed_calls_total";
 
 /// Why a call failed.
 #[derive(Debug)]

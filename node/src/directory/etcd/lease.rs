@@ -23,7 +23,7 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 const RETURN_SPREAD: Duration = Duration::from_secs(1);
 
 /// Counter of leases that etcd let go.
-const LOST_TOTAL: &str = "headwater_directory_lost_leases_total";
+pub(super) const LOST_TOTAL: &str = "headwater_directory_lost_leases_total";
 
 /// Runs until it is dropped or the node withdraws.
 pub(super) async fn run(shared: Arc<Shared>) {

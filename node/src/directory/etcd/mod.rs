@@ -29,7 +29,7 @@ use etcd_client::KeyValue;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use headwater_media::id::{Epoch, NodeId, StreamName};
-use metrics::{counter, gauge};
+use metrics::{counter, describe_counter, describe_gauge, gauge};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
@@ -139,6 +139,7 @@ impl EtcdDirectory {
             changes: watch::Sender::new(0),
             synced: AtomicBool::new(false),
         });
+        describe_metrics();
         gauge!(SYNCED).set(0.0);
         let tasks = vec![
             io.spawn(watcher::run(Arc::clone(&shared))),
@@ -348,6 +349,30 @@ impl Copy {
             None => {}
         }
     }
+}
+
+fn describe_metrics() {
+    describe_gauge!(SYNCED, "1 once the directory's first listing has been seen");
+    describe_counter!(
+        UNREADABLE_TOTAL,
+        "Records in the directory that could not be read"
+    );
+    describe_counter!(
+        LOST_CLAIMS_TOTAL,
+        "Streams that another node took over while this one was away"
+    );
+    describe_counter!(
+        lease::LOST_TOTAL,
+        "Leases that the directory let go; all records were put again"
+    );
+    describe_counter!(
+        calls::FAILED_TOTAL,
+        "Calls to the directory that failed, by reason"
+    );
+    describe_counter!(
+        watcher::REOPENED_TOTAL,
+        "Watches of the directory that were opened anew, by reason"
+    );
 }
 
 fn unavailable(error: &CallError) -> Error {

@@ -27,7 +27,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// Counter of watches opened anew, labelled by `reason`.
-const REOPENED_TOTAL: &str = "headwater_directory_watch_reopened_total";
+pub(super) const REOPENED_TOTAL: &str = "headwater_directory_watch_reopened_total";
 
 /// How a watch ended.
 enum Ended {
