@@ -258,3 +258,79 @@ impl Drop for ReplicaHandle {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use actix::{Context, Handler};
+
+    use super::*;
+
+    /// A replica that nobody runs: it takes requests and does nothing.
+    struct Nobody;
+
+    impl Actor for Nobody {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<Request> for Nobody {
+        type Result = ();
+
+        fn handle(&mut self, _: Request, _: &mut Context<Self>) {}
+    }
+
+    /// A handle to a stream that is described so, for tests of what holds one. Needs an actix arbiter.
+    pub(crate) fn handle(info: &Arc<StreamInfo>) -> ReplicaHandle {
+        let (_, state) = watch::channel(State {
+            info: Some(Arc::clone(info)),
+            upstream: Some(UpstreamState::Connected),
+        });
+        ReplicaHandle::new(&Arc::new(Entry {
+            holds: AtomicUsize::new(0),
+            state,
+            requests: Sender::new(&Nobody.start()),
+        }))
+    }
+
+    #[test]
+    fn a_stream_opens_when_it_can_be_shown_or_is_held() {
+        let info = |publishing, tracks: usize| {
+            let track = headwater_media::track::Track {
+                id: headwater_media::id::TrackId::OPUS,
+                rendition: "source".into(),
+                configuration: Arc::new(headwater_media::track::Configuration::Opus(
+                    headwater_media::codec::opus::Configuration {
+                        channels: 2,
+                        pre_skip: 312,
+                    },
+                )),
+                configuration_id: 0,
+                bitrate: headwater_media::id::Bitrate(0),
+                reordered: false,
+            };
+            Some(Arc::new(StreamInfo {
+                name: "live/a".parse().unwrap(),
+                epoch: headwater_media::id::Epoch(1),
+                tracks: vec![track; tracks],
+                publishing,
+                audio_problem: None,
+            }))
+        };
+        use UpstreamState::{Connected, Ended, Lost, NotFound};
+        for (info, upstream, expected) in [
+            (None, None, None),
+            (None, Some(Connected), None),
+            (None, Some(Lost), None),
+            (None, Some(NotFound), Some(false)),
+            (None, Some(Ended), Some(false)),
+            (info(true, 0), Some(Connected), None),
+            (info(true, 1), Some(Connected), Some(true)),
+            (info(false, 0), Some(Connected), Some(true)),
+            // Viewers of a stream whose origin is away for a moment may be joined by others.
+            (info(true, 1), Some(Lost), Some(true)),
+            (info(true, 1), Some(NotFound), Some(false)),
+        ] {
+            let state = State { info, upstream };
+            assert_eq!(verdict(&state).map(|v| v.is_ok()), expected, "{state:?}");
+        }
+    }
+}

@@ -44,7 +44,8 @@ const NOT_FOUND_LINGER: Duration = Duration::from_secs(2);
 const UDP_PAYLOAD_BYTES: usize = 1280 - 40 - 8;
 
 /// Bytes of an RTP payload, so that header, extensions and tag still fit.
-const RTP_PAYLOAD_BYTES: usize = UDP_PAYLOAD_BYTES - HEADER_BYTES_MAX - RTP_TAG_BYTES_MAX;
+pub(crate) const RTP_PAYLOAD_BYTES: usize =
+    UDP_PAYLOAD_BYTES - HEADER_BYTES_MAX - RTP_TAG_BYTES_MAX;
 
 /// A larger step of the timeline at a change of the publisher is not taken over: another origin began another timeline.
 const STEP_MAX: Duration = Duration::from_secs(10);

@@ -11,6 +11,8 @@ mod peer;
 mod run;
 mod socket;
 pub(crate) mod stream;
+#[cfg(test)]
+mod tests;
 mod wheel;
 
 use std::io;
