@@ -11,7 +11,7 @@ use std::time::Duration;
 use actix::{Actor, Context, Handler, Message};
 
 use crate::shard::Counters;
-use crate::shard::core::Sample;
+use crate::shard::feedback::Sample;
 
 /// Reports waiting (count). Transport-wide feedback comes every 50 to 100 ms.
 const MAILBOX: usize = 32;

@@ -5,7 +5,7 @@
 //! | [`config`] | settings |
 //! | [`http`], [`sessions`] | WHEP, the API and the player; which session URL is which viewer |
 //! | [`locate`], [`subscriber`] | where streams are to be had; the replication client |
-//! | [`registry`], [`replica`] | one replica per watched stream: started on demand, packetized once, lingering |
+//! | [`registry`], [`replica`], `continuation` | one replica per watched stream: started on demand, packetized once, lingering |
 //! | [`shard`] | one core's viewers: socket, maps, fan-out |
 //! | `transport` | a viewer's secure path: STUN, DTLS, SRTP |
 //! | `viewer`, `abr`, `retransmit` | a viewer's actors, on its shard's thread |
@@ -14,6 +14,7 @@
 mod abr;
 mod announce;
 pub mod config;
+mod continuation;
 pub mod http;
 pub mod locate;
 mod metrics;

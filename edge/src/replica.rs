@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message};
-use headwater_media::id::{Epoch, StreamName, TrackId};
+use headwater_media::id::{StreamName, TrackId};
 use headwater_media::rtp::batch::PacketBatch;
 use headwater_media::rtp::header::HEADER_BYTES_MAX;
 use headwater_media::rtp::packetizer::{H264Packetizer, OpusPacketizer};
@@ -25,6 +25,7 @@ use headwater_node::actor::Sender;
 use metrics::counter;
 use tokio::sync::{mpsc, watch};
 
+use crate::continuation::Continuation;
 use crate::metrics::{MAILBOX_FULL, SKIPPED};
 use crate::registry::{Options, Registry};
 use crate::shard::Media;
@@ -46,9 +47,6 @@ const UDP_PAYLOAD_BYTES: usize = 1280 - 40 - 8;
 /// Bytes of an RTP payload, so that header, extensions and tag still fit.
 pub(crate) const RTP_PAYLOAD_BYTES: usize =
     UDP_PAYLOAD_BYTES - HEADER_BYTES_MAX - RTP_TAG_BYTES_MAX;
-
-/// A larger step of the timeline at a change of the publisher is not taken over: another origin began another timeline.
-const STEP_MAX: Duration = Duration::from_secs(10);
 
 /// What a replica gets from its subscriber. Units are perishable (`try_send`), the rest is control (`post`).
 #[derive(Debug, Clone, Message)]
@@ -452,85 +450,5 @@ impl Handler<Request> for ReplicaActor {
             }
             Request::Idle => self.idle_since = Some(self.node.clock.now()),
         }
-    }
-}
-
-/// Joins the timelines of a stream's incarnations, so that RTP timestamps never jump: an origin that takes a stream over from a dead one
-/// begins a timeline of its own.
-#[derive(Debug, Default)]
-struct Continuation {
-    epoch: Option<Epoch>,
-    shift: MediaTime,
-    /// The latest time that left, and when.
-    latest: Option<(MediaTime, Instant)>,
-}
-
-impl Continuation {
-    /// What to add to a unit's times.
-    fn shift(&mut self, now: Instant, unit: &AccessUnit) -> MediaTime {
-        if self.epoch != Some(unit.epoch) {
-            if let Some((latest, at)) = self.latest {
-                let elapsed = now.saturating_duration_since(at);
-                let micros = i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX);
-                let expected = latest + MediaTime::from_samples(micros, 1_000_000);
-                let given = unit.dts + self.shift;
-                let step = given.since(expected).max(expected.since(given));
-                if step > STEP_MAX || given < latest {
-                    self.shift = expected - unit.dts;
-                }
-            }
-            self.epoch = Some(unit.epoch);
-        }
-        let time = unit.dts + self.shift;
-        if self.latest.is_none_or(|(latest, _)| latest < time) {
-            self.latest = Some((time, now));
-        }
-        self.shift
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-    use headwater_media::time::WallTime;
-
-    use super::*;
-
-    fn unit(epoch: u64, millis: i64) -> AccessUnit {
-        AccessUnit {
-            track: TrackId::SOURCE_VIDEO,
-            epoch: Epoch(epoch),
-            sequence: 0,
-            configuration_id: 0,
-            dts: MediaTime::from_millis(millis),
-            pts: MediaTime::from_millis(millis),
-            keyframe: true,
-            discardable: false,
-            discontinuity: false,
-            payload: Bytes::new(),
-            ingest_time: WallTime::default(),
-        }
-    }
-
-    #[test]
-    fn timelines_are_joined_only_where_they_do_not_continue() {
-        #[expect(clippy::disallowed_methods, reason = "virtual time starts somewhere")]
-        let now = Instant::now();
-        let after = |millis| now + Duration::from_millis(millis);
-        let mut timeline = Continuation::default();
-        let mut at = |elapsed, epoch, millis| {
-            let unit = unit(epoch, millis);
-            (unit.dts + timeline.shift(after(elapsed), &unit)).as_millis()
-        };
-        assert_eq!(at(0, 1, 5000), 5000);
-        assert_eq!(at(1000, 1, 6000), 6000);
-        // A publisher that returns to the same origin continues its timeline.
-        assert_eq!(at(4000, 2, 9100), 9100);
-        // Another origin begins anew, behind or far ahead: time goes on as the clock does.
-        assert_eq!(at(6000, 3, 10), 11_100);
-        assert_eq!(at(7000, 3, 1010), 12_100);
-        assert_eq!(at(9000, 4, 9_000_000), 14_100);
-        // The other tracks of that incarnation move with it.
-        assert_eq!(at(9000, 4, 9_000_020), 14_120);
     }
 }

@@ -6,6 +6,7 @@
 pub(crate) mod core;
 mod demux;
 mod fanout;
+pub(crate) mod feedback;
 mod outbox;
 mod peer;
 mod run;
@@ -13,40 +14,25 @@ mod socket;
 pub(crate) mod stream;
 #[cfg(test)]
 mod tests;
+mod threads;
 mod wheel;
 
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
 
-use actix_rt::Arbiter;
-use headwater_media::ice;
 use headwater_media::id::StreamName;
 use headwater_media::rtp::batch::PacketBatch;
-use headwater_media::rtp::ring::Limits;
 use headwater_media::rtx::Resend;
 use headwater_media::sdp::Negotiated;
 use headwater_media::track::StreamInfo;
 use headwater_media::unit::MediaKind;
-use headwater_node::clock::Clock;
-use rand::SeedableRng;
-use rand::rngs::StdRng;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::config::Config;
 use crate::registry::ReplicaHandle;
-use crate::shard::core::{Core, Options};
-use crate::shard::run::{Control, Shell};
-use crate::shard::socket::Socket;
-use crate::transport::dtls::{self, Identity};
-
-/// Batches and other news of replicas waiting for a shard (count): two seconds of a hundred streams.
-const MEDIA_QUEUE: usize = 16_384;
-
-/// Commands of a shard's actors waiting (count).
-const COMMAND_QUEUE: usize = 4096;
+use crate::shard::run::Control;
+pub use crate::shard::threads::StartError;
+pub(crate) use crate::shard::threads::Threads;
 
 /// Joins waiting at a shard (count), past which it is too busy for another.
 const JOINS_WAITING_MAX: usize = 512;
@@ -79,14 +65,6 @@ pub struct ShardHandle {
 
 /// Told of each viewer that ended.
 pub(crate) type Ended = Arc<dyn Fn(ViewerId, EndReason) + Send + Sync>;
-
-/// The shards' threads. They end by [`Threads::stop`].
-#[derive(Debug)]
-pub(crate) struct Threads {
-    shards: Shards,
-    arbiters: Vec<Arbiter>,
-    addresses: Vec<SocketAddr>,
-}
 
 /// What replicas tell a shard.
 #[derive(Debug)]
@@ -261,219 +239,6 @@ pub enum JoinError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the viewer is gone")]
 pub struct Gone;
-
-/// Why shards can't start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// A media port can't be had.
-    #[error("the media address {address} can't be bound")]
-    Bind {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// Media ports past 65535.
-    #[error("{shards} shards don't fit above media port {port}")]
-    Ports {
-        /// The first port.
-        port: u16,
-        /// How many.
-        shards: usize,
-    },
-    /// There is no address that viewers could reach.
-    #[error("no address to offer to viewers; set public_ip")]
-    NoAddress,
-    /// The DTLS certificate can't be made.
-    #[error("the DTLS certificate can't be made: {0}")]
-    Identity(String),
-    /// A thread could not be set up.
-    #[error("a shard's thread did not start")]
-    Thread,
-}
-
-impl Threads {
-    /// Binds the media ports and starts a thread for each. `ended` is told of every viewer that ended, on its shard's thread.
-    ///
-    /// # Errors
-    /// See [`StartError`].
-    pub(crate) async fn start(
-        config: &Config,
-        clock: &Clock,
-        ended: Ended,
-    ) -> Result<Self, StartError> {
-        let identity = Identity::generate()
-            .map_err(|error: dtls::Error| StartError::Identity(error.to_string()))?;
-        let identity = Arc::new(identity);
-        let count = match config.shards {
-            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            shards => shards,
-        };
-        let options = Options {
-            viewers_max: config.viewers_per_shard,
-            ring: Limits {
-                bytes: config.ring_bytes,
-                age: Duration::from_secs(config.ring_seconds),
-            },
-            ice: ice::Options::default(),
-        };
-        let ips = public_ips(config)?;
-        let mut shards = Vec::with_capacity(count);
-        let mut arbiters = Vec::with_capacity(count);
-        let mut addresses = Vec::with_capacity(count);
-        for number in 0..count {
-            let address = media_address(config.media, number, count)?;
-            let failed = |source| StartError::Bind { address, source };
-            let socket = socket::bind(
-                address,
-                config.send_buffer_bytes,
-                config.receive_buffer_bytes,
-            )
-            .map_err(failed)?;
-            let address = socket.local_addr().map_err(failed)?;
-            let candidates: Arc<[SocketAddr]> = ips
-                .iter()
-                .map(|ip| SocketAddr::new(*ip, address.port()))
-                .collect();
-            let (handle, arbiter, started) = spawn(
-                Seat {
-                    number,
-                    options,
-                    socket,
-                    candidates,
-                },
-                Arc::clone(&identity),
-                clock.clone(),
-                Arc::clone(&ended),
-            );
-            started
-                .await
-                .map_err(|_| StartError::Thread)?
-                .map_err(failed)?;
-            shards.push(handle);
-            arbiters.push(arbiter);
-            addresses.push(address);
-        }
-        Ok(Self {
-            shards: Shards {
-                shards: shards.into(),
-                fingerprint: identity.fingerprint(),
-            },
-            arbiters,
-            addresses,
-        })
-    }
-
-    /// The shards.
-    pub(crate) const fn shards(&self) -> &Shards {
-        &self.shards
-    }
-
-    /// Where they listen.
-    pub(crate) fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
-    }
-
-    /// Ends all viewers and the threads, within a bounded time.
-    pub(crate) async fn stop(self) {
-        const STOP_WITHIN: Duration = Duration::from_secs(2);
-        for shard in self.shards.shards.iter() {
-            let (reply, stopped) = oneshot::channel();
-            if shard.control.send(Control::Stop { reply }).is_ok() {
-                let _ = tokio::time::timeout(STOP_WITHIN, stopped).await;
-            }
-        }
-        for arbiter in self.arbiters {
-            arbiter.stop();
-            // The loop is over, so the thread ends at once.
-            let _ = tokio::task::spawn_blocking(move || arbiter.join()).await;
-        }
-    }
-}
-
-/// What one shard is made of.
-struct Seat {
-    number: usize,
-    options: Options,
-    socket: std::net::UdpSocket,
-    candidates: Arc<[SocketAddr]>,
-}
-
-fn spawn(
-    seat: Seat,
-    identity: Arc<Identity>,
-    clock: Clock,
-    ended: Ended,
-) -> (ShardHandle, Arbiter, oneshot::Receiver<io::Result<()>>) {
-    let (control, control_receiver) = mpsc::unbounded_channel();
-    let viewers = Arc::new(AtomicUsize::new(0));
-    let handle = ShardHandle {
-        candidates: Arc::clone(&seat.candidates),
-        control,
-        viewers: Arc::clone(&viewers),
-        waiting: Arc::default(),
-    };
-    let (started, wait) = oneshot::channel();
-    let arbiter = Arbiter::new();
-    arbiter.spawn_fn(move || {
-        let socket = match Socket::new(seat.socket) {
-            Ok(socket) => socket,
-            Err(error) => {
-                let _ = started.send(Err(error));
-                return;
-            }
-        };
-        let (media_sender, media) = mpsc::channel(MEDIA_QUEUE);
-        let (command_sender, commands) = mpsc::channel(COMMAND_QUEUE);
-        let random = StdRng::from_os_rng();
-        let shell = Shell {
-            number: seat.number,
-            core: Core::new(seat.options, identity, random, clock.now()),
-            socket,
-            clock,
-            control: control_receiver,
-            media,
-            media_sender,
-            commands,
-            command_sender,
-            viewers,
-            ended,
-        };
-        actix_rt::spawn(shell.run());
-        let _ = started.send(Ok(()));
-    });
-    (handle, arbiter, wait)
-}
-
-/// The address of shard `number` of `count`.
-fn media_address(first: SocketAddr, number: usize, count: usize) -> Result<SocketAddr, StartError> {
-    if first.port() == 0 {
-        return Ok(first);
-    }
-    let port = u16::try_from(number)
-        .ok()
-        .and_then(|number| first.port().checked_add(number));
-    let port = port.ok_or_else(|| StartError::Ports {
-        port: first.port(),
-        shards: count,
-    })?;
-    Ok(SocketAddr::new(first.ip(), port))
-}
-
-/// What viewers are told: the configured addresses, else the one that is bound.
-fn public_ips(config: &Config) -> Result<Vec<IpAddr>, StartError> {
-    if !config.public_ip.is_empty() {
-        return Ok(config.public_ip.clone());
-    }
-    let bound = config.media.ip();
-    if !bound.is_unspecified() {
-        return Ok(vec![bound]);
-    }
-    // Which interfaces viewers reach is a question of the deployment: whoever starts the edge answers it.
-    Err(StartError::NoAddress)
-}
 
 impl Shards {
     /// The shard that a new viewer goes to: the one with the fewest.

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use headwater_media::codec::opus;
 use headwater_media::ice;
@@ -29,6 +29,7 @@ use crate::registry::ReplicaHandle;
 use crate::retransmit::Retransmitters;
 use crate::shard::demux::{Protocol, classify};
 use crate::shard::fanout::{Job, Sent};
+use crate::shard::feedback::{self, Sample};
 use crate::shard::outbox::Outbox;
 use crate::shard::peer::{Outgoing, Peer, PeerParts, REPORT_INTERVAL};
 use crate::shard::stream::{SharedRings, Stream};
@@ -82,29 +83,6 @@ pub(crate) enum Event {
     },
     /// The last viewer of a stream left.
     StreamUnwanted { stream: StreamName },
-}
-
-/// What one feedback message says.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Sample {
-    /// A report block of one of our SSRCs (RR or SR).
-    Report {
-        /// From an SR of ours and back, if it can be told.
-        rtt: Option<Duration>,
-        /// Of 256, lost since the last one.
-        fraction_lost: u8,
-    },
-    /// A transport-wide feedback message.
-    Arrivals {
-        /// Packets that arrived.
-        received: u32,
-        /// Packets that did not.
-        lost: u32,
-        /// Bytes that arrived.
-        bytes: u64,
-        /// Arrival of the first and the last, in units of 250 µs on the viewer's clock.
-        span: Option<(i64, i64)>,
-    },
 }
 
 /// See the module.
@@ -273,6 +251,10 @@ impl Core {
         credentials: Credentials,
     ) -> Result<(), Gone> {
         let slot = *self.by_id.get(&viewer).ok_or(Gone)?;
+        // Fragments are random, so this doesn't happen; if it did, another viewer must not pay for it.
+        if self.by_ufrag.contains_key(credentials.local_ufrag.as_str()) {
+            return Err(Gone);
+        }
         let peer = &mut self.peers[slot];
         self.by_ufrag.remove(&peer.ice.credentials().local_ufrag);
         let local_ufrag: Box<str> = credentials.local_ufrag.into();
@@ -539,7 +521,7 @@ impl Core {
             let Ok(packet) = packet else {
                 return refused("rtcp");
             };
-            if let Some((kind, event)) = feedback(peer, wall, packet) {
+            if let Some((kind, event)) = feedback::event(peer, wall, packet) {
                 counter!(FEEDBACK, "kind" => kind).increment(1);
                 self.events.push_back(event);
             }
@@ -611,62 +593,6 @@ fn track_of(info: &StreamInfo, fits: impl Fn(&Configuration) -> bool) -> Option<
         .iter()
         .find(|track| fits(&track.configuration))
         .map(|track| track.id)
-}
-
-/// What a feedback packet means, with its label.
-fn feedback(
-    peer: &Peer,
-    wall: WallTime,
-    packet: rtcp::Packet<'_>,
-) -> Option<(&'static str, Event)> {
-    let viewer = peer.id;
-    let measured = |sample| Event::Measured { viewer, sample };
-    match packet {
-        rtcp::Packet::ReceiverReport { reports, .. }
-        | rtcp::Packet::SenderReport { reports, .. } => {
-            // The picture's report is the one that matters; audio alone has its own.
-            let ours = reports.filter(|report| peer.kind_of(report.ssrc).is_some());
-            let report =
-                ours.max_by_key(|report| peer.kind_of(report.ssrc) == Some(MediaKind::Video))?;
-            let sample = Sample::Report {
-                rtt: report.rtt(wall),
-                fraction_lost: report.fraction_lost,
-            };
-            Some(("report", measured(sample)))
-        }
-        rtcp::Packet::Nack { media_ssrc, lost } => {
-            let kind = peer.kind_of(media_ssrc)?;
-            let lost = lost.collect();
-            Some(("nack", Event::Nacked { viewer, kind, lost }))
-        }
-        rtcp::Packet::PictureLoss { media_ssrc } => (peer.kind_of(media_ssrc)? == MediaKind::Video)
-            .then_some(("pli", Event::KeyframeAsked { viewer })),
-        rtcp::Packet::FullIntraRequest(mut requests) => requests
-            .any(|(ssrc, _)| peer.kind_of(ssrc) == Some(MediaKind::Video))
-            .then_some(("fir", Event::KeyframeAsked { viewer })),
-        rtcp::Packet::TransportFeedback(message) => {
-            let (mut received, mut lost, mut bytes, mut span) = (0, 0, 0, None);
-            for arrival in message.arrivals() {
-                let Some(at) = arrival.received else {
-                    lost += 1;
-                    continue;
-                };
-                received += 1;
-                bytes += peer.size_of(arrival.sequence);
-                span = Some(span.map_or((at, at), |(first, last): (i64, i64)| {
-                    (first.min(at), last.max(at))
-                }));
-            }
-            let sample = Sample::Arrivals {
-                received,
-                lost,
-                bytes,
-                span,
-            };
-            Some(("transport", measured(sample)))
-        }
-        _ => None,
-    }
 }
 
 fn refused(reason: &'static str) {
