@@ -10,4 +10,5 @@ mod browser;
 mod failover;
 mod operations;
 mod play;
+mod replication;
 mod whep;
