@@ -380,9 +380,8 @@ impl Session {
                 Err(mpsc::error::TrySendError::Full(())) => return true,
                 Err(mpsc::error::TrySendError::Closed(())) => return false,
             };
-            let message = match self.next_message() {
-                Some(message) => message,
-                None => return true,
+            let Some(message) = self.next_message() else {
+                return true;
             };
             let last = matches!(message, to_edge::Message::End(_));
             permit.send(Ok(wire::ToEdge {
