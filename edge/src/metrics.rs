@@ -40,6 +40,7 @@ pub(crate) const FAN_OUT: &str = "headwater_edge_fan_out_seconds";
 /// Registers the help texts. Call once, after the recorder is installed.
 pub(crate) fn describe() {
     crate::http::metrics::describe();
+    crate::subscriber::describe_metrics();
     describe_gauge!(REPLICAS, "streams this edge replicates");
     describe_gauge!(VIEWERS, "WebRTC viewers by shard, connecting ones included");
     describe_counter!(VIEWERS_JOINED, "viewers taken in");

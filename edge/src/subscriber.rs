@@ -21,7 +21,7 @@ use headwater_node::directory::Upstream;
 use headwater_proto::convert;
 use headwater_proto::replication as wire;
 use headwater_proto::replication::{to_edge, to_origin};
-use metrics::counter;
+use metrics::{counter, describe_counter};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -48,6 +48,16 @@ const REFUSED: &str = "headwater_edge_upstream_units_refused_total";
 const ATTEMPTS: &str = "headwater_edge_upstream_attempts_total";
 /// Units that were missing in what came.
 const LOST: &str = "headwater_edge_upstream_units_lost_total";
+
+/// Registers the help texts.
+pub(crate) fn describe_metrics() {
+    describe_counter!(
+        REFUSED,
+        "access units that a replica's full mailbox refused"
+    );
+    describe_counter!(ATTEMPTS, "attempts to subscribe at an upstream, by outcome");
+    describe_counter!(LOST, "access units missing in what an upstream sent");
+}
 
 /// A running subscription. Dropping it unsubscribes.
 #[derive(Debug)]

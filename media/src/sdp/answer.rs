@@ -183,6 +183,12 @@ pub(super) fn candidates(addresses: &[SocketAddr]) -> impl Iterator<Item = Strin
 /// A rejected section (RFC 3264 section 6): port 0, its formats as offered.
 fn rejected(offered: &Section) -> MediaDescription {
     let mut section = section(offered, 0);
+    // The formats of a rejected stream mean nothing, but one must stand there (RFC 3264 section 6). The stacks of the
+    // pion family, `headwater probe` among them, look up what is listed and fail on numbers without an rtpmap; "0" is
+    // what they write themselves.
+    if matches!(offered.media.as_str(), "audio" | "video") {
+        section.media_name.formats = vec!["0".to_owned()];
+    }
     if !offered.mid.is_empty() {
         section.attributes.push(pair("mid", offered.mid.as_str()));
     }
