@@ -390,6 +390,10 @@ impl Core {
                     peer.report(wall, &stream.timeline, false, outbox);
                 }
             }
+            if peer.catch_up_at.is_some_and(|at| at <= now) {
+                peer.catch_up_at = None;
+                self.video_jobs.push_back(Job::CatchUp { viewer });
+            }
             self.schedule(slot);
         }
         self.due = due;
@@ -416,6 +420,14 @@ impl Core {
     /// A viewer is to get the newest GOP again, if the ring has one.
     pub(crate) fn handle_keyframe(&mut self, viewer: ViewerId) -> bool {
         self.start_video(viewer)
+    }
+
+    /// A viewer's catching up goes on at `at`.
+    pub(super) fn pause_catch_up(&mut self, viewer: ViewerId, at: Instant) {
+        if let Some(slot) = self.slot(viewer) {
+            self.peers[slot].catch_up_at = Some(at);
+            self.schedule(slot);
+        }
     }
 
     /// The slot of a viewer.

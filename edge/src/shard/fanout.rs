@@ -5,7 +5,7 @@
 //! viewer that has just connected, or one that moved in the list while a job was under way) is brought up from the ring.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use headwater_media::id::{StreamName, TrackId};
 use headwater_media::rtp::batch::PacketBatch;
@@ -19,8 +19,11 @@ use crate::shard::stream::Rings;
 /// Viewers served between two looks at the clock (count): about 100 µs of sealing at six packets a picture.
 const CHUNK: usize = 8;
 
-/// Batches a viewer that is catching up gets in one go (count).
-const CATCH_UP_BATCHES: usize = 64;
+/// Packets after which a viewer that is catching up pauses (count), and for how long. A receiver with the kernel's default buffer of 208 kB
+/// has room for about 90 packets; a GOP at once overflows it, and the NACKs and PLIs that follow make it worse. Together with the wheel's
+/// resolution this makes some 50 Mbit/s: a 2 s GOP of 2 Mbit/s takes 60 ms.
+const CATCH_UP_PACKETS: u64 = 32;
+const CATCH_UP_PAUSE: Duration = Duration::from_millis(4);
 
 /// Jobs waiting (count). Each batch makes one; past this the shard is hopelessly behind, and viewers are brought up from the ring by
 /// the jobs that come later.
@@ -125,8 +128,7 @@ impl Core {
             }
             Some(Job::CatchUp { viewer }) => {
                 if self.catch_up(now, viewer, outbox) {
-                    // Behind the others, so that one long GOP delays nobody.
-                    self.video_jobs.push_back(Job::CatchUp { viewer });
+                    self.pause_catch_up(viewer, now + CATCH_UP_PAUSE);
                 }
                 None
             }
@@ -241,7 +243,8 @@ impl Core {
             return false;
         };
         let rings = stream.rings.borrow();
-        for _ in 0..CATCH_UP_BATCHES {
+        let mut chunk = 0;
+        while chunk < CATCH_UP_PACKETS {
             let Some(video) = &mut peer.video else {
                 break;
             };
@@ -258,6 +261,7 @@ impl Core {
             };
             let (packets, bytes) = peer.send(now, MediaKind::Video, batch, outbox);
             self.sent.add(MediaKind::Video, packets, bytes);
+            chunk += packets;
             if packets == 0 {
                 break;
             }

@@ -62,6 +62,8 @@ pub(crate) struct Peer {
     pub(crate) wake_at: Option<Instant>,
     /// A job that sends what the ring has since `video.position` is waiting its turn.
     pub(crate) catching_up: bool,
+    /// When that job goes on, if it pauses.
+    pub(crate) catch_up_at: Option<Instant>,
     /// Keeps the stream for as long as the viewer is here.
     _replica: ReplicaHandle,
 }
@@ -211,6 +213,7 @@ impl Peer {
             next_report: None,
             wake_at: None,
             catching_up: false,
+            catch_up_at: None,
             _replica: replica,
         }
     }
@@ -232,10 +235,10 @@ impl Peer {
             .map(|outgoing| outgoing.kind)
     }
 
-    /// When something is due: a DTLS flight, a report, or the end.
+    /// When something is due: a DTLS flight, a report, the next piece of a GOP, or the end.
     pub(crate) fn poll_timeout(&self) -> Instant {
         let ice = self.ice.poll_timeout();
-        [self.dtls.poll_timeout(), self.next_report]
+        [self.dtls.poll_timeout(), self.next_report, self.catch_up_at]
             .into_iter()
             .flatten()
             .fold(ice, Instant::min)

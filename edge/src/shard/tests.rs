@@ -277,6 +277,8 @@ impl World {
         self.exchange(peer);
         assert!(self.connected(peer.id), "connected");
         self.work();
+        // The newest GOP comes in pieces.
+        self.pass(Duration::from_millis(400));
         self.exchange(peer);
     }
 
@@ -302,7 +304,7 @@ impl World {
             self.now = at.max(self.now);
             let wall = self.wall();
             self.core.handle_timeout(self.now, wall, &mut self.outbox);
-            self.collect();
+            self.work();
         }
         self.now = end;
     }
@@ -606,6 +608,7 @@ async fn a_wish_for_a_keyframe_is_answered_from_the_ring() {
     ));
     assert!(world.core.handle_keyframe(peer.id));
     world.work();
+    world.pass(Duration::from_millis(400));
     world.exchange(&mut peer);
     let video = peer.of(VIDEO_SSRC);
     assert_continuous(&video);

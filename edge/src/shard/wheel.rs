@@ -5,11 +5,11 @@
 
 use std::time::{Duration, Instant};
 
-/// Resolution of the wheel: well below the shortest timer, a DTLS flight's 250 ms.
-const TICK: Duration = Duration::from_millis(8);
+/// Resolution of the wheel: that of the shortest timer, the pauses of a viewer that catches up.
+const TICK: Duration = Duration::from_millis(4);
 
 /// Buckets (count): a turn is 4.1 s, so that the usual timers (reports, a flight) are touched once.
-const BUCKETS: usize = 512;
+const BUCKETS: usize = 1024;
 
 /// Timers of type `K`.
 #[derive(Debug)]
@@ -121,7 +121,7 @@ mod tests {
             proptest::prop_assert_eq!(wheel.poll_timeout(), None);
             for (delay, fired) in delays.iter().zip(fired) {
                 let fired = fired.expect("fired");
-                proptest::prop_assert!(fired >= *delay && fired < *delay + 8 + step);
+                proptest::prop_assert!(fired >= *delay && fired < *delay + 4 + step);
             }
         }
     }
@@ -134,7 +134,7 @@ mod tests {
         wheel.schedule(now + Duration::from_millis(100), 'a');
         let at = wheel.poll_timeout().expect("one entry");
         assert!(at >= now + Duration::from_millis(100));
-        assert!(at < now + Duration::from_millis(108));
+        assert!(at < now + Duration::from_millis(104));
         let mut due = Vec::new();
         wheel.poll_expired(at, &mut due);
         assert_eq!(due, ['a']);
