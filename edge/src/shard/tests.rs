@@ -432,6 +432,32 @@ async fn a_viewer_gets_the_newest_gop_then_every_unit_with_both_profiles() {
 }
 
 #[actix_rt::test]
+async fn a_gop_comes_in_pieces_that_a_small_receive_buffer_holds() {
+    let mut world = World::new();
+    let mut peer = world.join(1, vec![GCM]);
+    let gop: Vec<_> = (0..60).map(|_| world.picture()).collect();
+    let total: usize = gop.iter().map(|batch| batch.len()).sum();
+    world.core.handle_backlog(&name(), &gop);
+    world.check(&peer);
+    world.exchange(&mut peer);
+    let mut largest = 0;
+    let mut turns = 0;
+    while peer.of(VIDEO_SSRC).len() < total {
+        let before = peer.of(VIDEO_SSRC).len();
+        world.work();
+        world.pass(Duration::from_millis(2));
+        world.exchange(&mut peer);
+        largest = largest.max(peer.of(VIDEO_SSRC).len() - before);
+        turns += 1;
+        assert!(turns < 200, "it arrives within 0.4 s");
+    }
+    assert!(total > 300, "a burst that would overflow: {total}");
+    // A piece, and the keyframe that may end it.
+    assert!(largest < 90, "{largest}");
+    assert_continuous(&peer.of(VIDEO_SSRC));
+}
+
+#[actix_rt::test]
 async fn a_viewer_that_comes_before_the_first_keyframe_waits_for_it() {
     let mut world = World::new();
     let mut peer = world.join(1, vec![GCM]);
