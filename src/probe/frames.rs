@@ -155,7 +155,7 @@ impl Assembler {
             self.finish();
         }
         let broken = std::mem::take(&mut self.broken_start);
-        let unit = self.current.get_or_insert_with(|| Unit {
+        let unit = self.current.get_or_insert(Unit {
             timestamp: packet.timestamp,
             arrived: packet.arrived,
             broken: false,

@@ -56,10 +56,13 @@ pub(super) enum Kind {
     Audio,
 }
 
+/// The video track and its SSRC, once they are there.
+type VideoTrack = Option<(Arc<dyn TrackRemote>, u32)>;
+
 /// The connection. Close it when done.
 pub(super) struct Peer {
     connection: Arc<dyn PeerConnection>,
-    video: watch::Receiver<Option<(Arc<dyn TrackRemote>, u32)>>,
+    video: watch::Receiver<VideoTrack>,
     gathered: watch::Receiver<bool>,
 }
 
@@ -85,18 +88,18 @@ impl Peer {
             clock: clock.clone(),
             events,
             gathered: gathered_sender,
-            video: Arc::new(video_sender),
+            video: video_sender,
         };
-        let connection = PeerConnectionBuilder::new()
+        let building = PeerConnectionBuilder::new()
             .with_configuration(RTCConfigurationBuilder::new().build())
             .with_media_engine(engine)
             .with_setting_engine(settings)
             .with_interceptor_registry(registry)
             .with_handler(Arc::new(handler))
             .with_udp_addrs(local_addresses(server))
-            .build()
-            .await?;
-        let connection: Arc<dyn PeerConnection> = Arc::new(connection);
+            .build();
+        // 20 kB of future belong on the heap.
+        let connection: Arc<dyn PeerConnection> = Arc::new(Box::pin(building).await?);
         for kind in [RtpCodecKind::Video, RtpCodecKind::Audio] {
             let init = RTCRtpTransceiverInit {
                 direction: RTCRtpTransceiverDirection::Recvonly,
@@ -216,7 +219,7 @@ struct Handler {
     clock: Clock,
     events: mpsc::Sender<Event>,
     gathered: watch::Sender<bool>,
-    video: Arc<watch::Sender<Option<(Arc<dyn TrackRemote>, u32)>>>,
+    video: watch::Sender<VideoTrack>,
 }
 
 #[async_trait::async_trait]

@@ -60,7 +60,7 @@ pub(super) fn table(report: &Report) -> String {
         let _ = writeln!(text, "{label:<12}{value}");
     };
     row("stream", report.url.clone());
-    let phase = |ms: Option<f64>| ms.map_or("–".to_owned(), |ms| format!("{ms:.0} ms"));
+    let phase = |ms: Option<f64>| ms.map_or_else(|| "–".to_owned(), |ms| format!("{ms:.0} ms"));
     let join = &report.join;
     row(
         "join",

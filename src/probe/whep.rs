@@ -183,7 +183,9 @@ fn problem(body: String) -> String {
         .ok()
         .and_then(|problem| {
             let field = |name| problem.get(name).and_then(|value| value.as_str());
-            field("detail").or(field("title")).map(str::to_owned)
+            field("detail")
+                .or_else(|| field("title"))
+                .map(str::to_owned)
         })
         .unwrap_or(body);
     let sentence: String = sentence.trim().chars().take(400).collect();
