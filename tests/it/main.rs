@@ -10,5 +10,6 @@ mod browser;
 mod failover;
 mod operations;
 mod play;
+mod publish;
 mod replication;
 mod whep;
