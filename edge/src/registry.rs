@@ -214,7 +214,7 @@ fn verdict(state: &State) -> Option<Result<Arc<StreamInfo>, OpenError>> {
     match (&state.info, state.upstream) {
         (_, Some(UpstreamState::NotFound | UpstreamState::Ended)) => Some(Err(OpenError::NotLive)),
         // Held for its publisher, with what it was; or just begun, and its tracks are on their way.
-        (Some(info), _) if !info.publishing || !info.tracks.is_empty() => {
+        (Some(info), _) if !info.publishing || (info.settled && !info.tracks.is_empty()) => {
             Some(Ok(Arc::clone(info)))
         }
         (Some(_) | None, _) => None,
@@ -293,7 +293,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_stream_opens_when_it_can_be_shown_or_is_held() {
-        let info = |publishing, tracks: usize| {
+        let describe = |publishing, settled, tracks: usize| {
             let track = headwater_media::track::Track {
                 id: headwater_media::id::TrackId::OPUS,
                 rendition: "source".into(),
@@ -313,8 +313,10 @@ pub(crate) mod tests {
                 tracks: vec![track; tracks],
                 publishing,
                 audio_problem: None,
+                settled,
             }))
         };
+        let info = |publishing, tracks| describe(publishing, true, tracks);
         use UpstreamState::{Connected, Ended, Lost, NotFound};
         for (info, upstream, expected) in [
             (None, None, None),
@@ -323,6 +325,8 @@ pub(crate) mod tests {
             (None, Some(NotFound), Some(false)),
             (None, Some(Ended), Some(false)),
             (info(true, 0), Some(Connected), None),
+            // Its picture, say, is still to be announced.
+            (describe(true, false, 1), Some(Connected), None),
             (info(true, 1), Some(Connected), Some(true)),
             (info(false, 0), Some(Connected), Some(true)),
             // Viewers of a stream whose origin is away for a moment may be joined by others.

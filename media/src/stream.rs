@@ -30,6 +30,10 @@ const COMPOSITION_OFFSET_MAX: MediaTime = MediaTime::from_millis(5000);
 /// After a publisher's first unit, tracks of the publisher before it that it has not announced are dropped.
 const UNCONFIRMED_MAX: Duration = Duration::from_secs(3);
 
+/// Encoders announce their tracks in their first messages, within tens of milliseconds of each other; after this, what is missing is
+/// taken to be missing for good.
+const SETTLE_MAX: Duration = Duration::from_millis(500);
+
 /// The name of what the publisher sent, in the ladder of renditions.
 const SOURCE: &str = "source";
 
@@ -388,7 +392,22 @@ impl Stream {
             tracks: self.listed().map(|track| track.describe(now)).collect(),
             publishing: self.publishing,
             audio_problem: self.audio_problem.clone(),
+            settled: self.settled(now),
         }
+    }
+
+    fn settled(&self, now: Instant) -> bool {
+        let announced = |kind| {
+            let mut confirmed = self
+                .tracks
+                .iter()
+                .filter(|track| track.listed && track.confirmed);
+            confirmed.any(|track| track.configuration.kind() == kind)
+        };
+        (announced(MediaKind::Video) && announced(MediaKind::Audio))
+            || self
+                .first_unit_at
+                .is_some_and(|at| now.saturating_duration_since(at) >= SETTLE_MAX)
     }
 
     /// Whether subscribers must be told before the next unit, since this was last asked.

@@ -67,6 +67,8 @@ pub struct StreamInfo {
     pub publishing: bool,
     /// Why there is no audio for WebRTC although the publisher sends some, if that is so.
     pub audio_problem: Option<Arc<str>>,
+    /// The publisher has announced all its tracks, as far as can be told: picture and sound, or it had time enough to.
+    pub settled: bool,
 }
 
 impl StreamInfo {

@@ -144,6 +144,7 @@ mod tests {
             }],
             publishing: true,
             audio_problem: None,
+            settled: true,
         };
         let observed = [Observed {
             track: TrackId::SOURCE_VIDEO,

@@ -231,6 +231,7 @@ impl From<&track::StreamInfo> for wire::StreamInfo {
             tracks: info.tracks.iter().map(wire::Track::from).collect(),
             publishing: info.publishing,
             audio_problem: info.audio_problem.as_deref().unwrap_or_default().to_owned(),
+            settled: info.settled,
         }
     }
 }
@@ -262,6 +263,7 @@ impl TryFrom<wire::StreamInfo> for track::StreamInfo {
             tracks,
             publishing: info.publishing,
             audio_problem: (!info.audio_problem.is_empty()).then(|| info.audio_problem.into()),
+            settled: info.settled,
         })
     }
 }
@@ -292,6 +294,7 @@ mod tests {
             tracks,
             publishing: true,
             audio_problem: String::new(),
+            settled: true,
         }
     }
 

@@ -119,6 +119,7 @@ impl World {
             ],
             publishing: true,
             audio_problem: None,
+            settled: true,
         });
         Self {
             core: Core::new(options, identity, StdRng::seed_from_u64(1), start),

@@ -53,6 +53,7 @@ fn info(epoch: u64) -> Arc<StreamInfo> {
         ],
         publishing: true,
         audio_problem: None,
+        settled: true,
     })
 }
 

@@ -74,6 +74,7 @@ fn stream(tracks: Vec<Track>) -> StreamInfo {
         tracks,
         publishing: true,
         audio_problem: None,
+        settled: true,
     }
 }
 

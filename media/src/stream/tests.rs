@@ -282,3 +282,19 @@ fn opus_that_comes_back_goes_on_with_its_sequence() {
     let unit = opus(&mut scene, 20).expect("taken");
     assert_eq!((unit.sequence, unit.discontinuity), (1, true));
 }
+
+#[test]
+fn a_stream_is_settled_once_both_kinds_are_there_or_had_their_time() {
+    let mut scene = Scene::begin(1);
+    let now = scene.at(0);
+    assert!(scene.stream.info(now).settled);
+
+    let mut scene = Scene::new();
+    scene.stream.handle_begin(Epoch(1));
+    scene.stream.handle_configuration(audio_configuration());
+    scene.unit(0, MediaKind::Audio, 0, true).expect("taken");
+    for (now_ms, settled) in [(0, false), (499, false), (500, true)] {
+        let now = scene.at(now_ms);
+        assert_eq!(scene.stream.info(now).settled, settled, "at {now_ms} ms");
+    }
+}

@@ -128,6 +128,9 @@ pub struct StreamInfo {
     /// Why there is no audio for WebRTC although the publisher sends some; empty if there is no such problem.
     #[prost(string, tag = "5")]
     pub audio_problem: ::prost::alloc::string::String,
+    /// The publisher has announced all its tracks, as far as can be told. Before that, who joins would miss what is to come.
+    #[prost(bool, tag = "6")]
+    pub settled: bool,
 }
 /// One elementary stream.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
