@@ -12,7 +12,7 @@ use actix::Actor;
 use actix_rt::ArbiterHandle;
 use headwater_media::id::StreamName;
 use headwater_media::rtp::ring::Limits;
-use headwater_media::track::StreamInfo;
+use headwater_media::track::{Configuration, StreamInfo};
 use headwater_node::Node;
 use headwater_node::actor::Sender;
 use metrics::gauge;
@@ -214,11 +214,25 @@ fn verdict(state: &State) -> Option<Result<Arc<StreamInfo>, OpenError>> {
     match (&state.info, state.upstream) {
         (_, Some(UpstreamState::NotFound | UpstreamState::Ended)) => Some(Err(OpenError::NotLive)),
         // Held for its publisher, with what it was; or just begun, and its tracks are on their way.
-        (Some(info), _) if !info.publishing || (info.settled && !info.tracks.is_empty()) => {
+        (Some(info), _)
+            if !info.publishing
+                || (info.settled && !info.tracks.is_empty() && !awaits_opus(info)) =>
+        {
             Some(Ok(Arc::clone(info)))
         }
         (Some(_) | None, _) => None,
     }
+}
+
+/// Whether the sound is announced and its Opus is still being made, which takes a few AAC frames. Who joined now would stay
+/// without sound for as long as they watch, since WHEP negotiates once.
+fn awaits_opus(info: &StreamInfo) -> bool {
+    let has = |wanted: fn(&Configuration) -> bool| {
+        info.tracks.iter().any(|track| wanted(&track.configuration))
+    };
+    info.audio_problem.is_none()
+        && has(|configuration| matches!(configuration, Configuration::Aac(_)))
+        && !has(|configuration| matches!(configuration, Configuration::Opus(_)))
 }
 
 impl ReplicaHandle {
@@ -297,7 +311,7 @@ pub(crate) mod tests {
             let track = headwater_media::track::Track {
                 id: headwater_media::id::TrackId::OPUS,
                 rendition: "source".into(),
-                configuration: Arc::new(headwater_media::track::Configuration::Opus(
+                configuration: Arc::new(Configuration::Opus(
                     headwater_media::codec::opus::Configuration {
                         channels: 2,
                         pre_skip: 312,

