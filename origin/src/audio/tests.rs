@@ -713,36 +713,3 @@ fn dropping_a_transcoder_ends_its_ffmpeg() {
         std::thread::yield_now();
     }
 }
-
-/// Prints what a stream costs; run with `--run-ignored only --no-capture`.
-#[test]
-#[ignore = "a measurement"]
-fn cost() {
-    for (rate, channels) in [(48_000, 2), (44_100, 2), (44_100, 1)] {
-        let clip = Clip::make(
-            &format!("anoisesrc=color=pink:sample_rate={rate}:duration=60"),
-            rate,
-            channels,
-        );
-        let units = clip.units(0);
-        let mut pipeline = Pipeline::new(Clock::system().now(), Config::default(), clip.source);
-        let now = Clock::system().now();
-        let before = cpu_time();
-        for unit in &units {
-            pipeline.handle_unit(now, unit);
-            while pipeline.poll_output().is_some() {}
-        }
-        let took = cpu_time() - before;
-        eprintln!(
-            "{rate} Hz, {channels} channels: {:?} per second of sound",
-            took / 60
-        );
-    }
-}
-
-/// What this thread has used of a core.
-fn cpu_time() -> Duration {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    let nanos = text.split_ascii_whitespace().next().unwrap();
-    Duration::from_nanos(nanos.parse().unwrap())
-}

@@ -77,7 +77,7 @@ impl Transcoder {
     /// [`Undelivered::Full`]: the unit is dropped and counted, the next one is treated as following a gap.
     /// [`Undelivered::Closed`]: the transcode has been given up; see [`Event::Failed`].
     pub fn push(&self, unit: Arc<AccessUnit>) -> Result<(), Undelivered> {
-        if self.task.ended.load(Ordering::Relaxed) {
+        if self.task.ended.load(Ordering::Acquire) {
             return Err(Undelivered::Closed);
         }
         let mut inbox = self.task.inbox();
@@ -95,7 +95,7 @@ impl Transcoder {
     /// transcode that was given up starts anew. Prefer it to a new transcoder when a publisher changes its AAC
     /// configuration or returns.
     pub fn configure(&self, source: aac::Configuration) {
-        self.task.ended.store(false, Ordering::Relaxed);
+        self.task.ended.store(false, Ordering::Release);
         let mut inbox = self.task.inbox();
         // A publisher that sends nothing but configurations must not fill the queue.
         if let Some(Input::Configuration(last)) = inbox.items.back_mut() {
@@ -210,6 +210,9 @@ impl Task {
     }
 
     fn perform(&self, work: &mut Work) {
+        // Before the outputs, so that who hears of the end finds `push` closed.
+        let ended = work.pipeline.ended();
+        self.ended.store(ended, Ordering::Release);
         while let Some(output) = work.pipeline.poll_output() {
             if self.closed.load(Ordering::Acquire) {
                 return;
@@ -236,8 +239,6 @@ impl Task {
                 Output::Note(note) => count(&note),
             }
         }
-        let ended = work.pipeline.ended();
-        self.ended.store(ended, Ordering::Relaxed);
         work.count_as((!ended).then(|| work.pipeline.path()));
     }
 
