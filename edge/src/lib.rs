@@ -9,10 +9,9 @@
 //! | [`shard`] | one core's viewers: socket, maps, fan-out |
 //! | `transport` | a viewer's secure path: STUN, DTLS, SRTP |
 //! | `viewer`, `abr`, `retransmit` | a viewer's actors, on its shard's thread |
-//! | `announce`, `metrics` | the node's record in the directory; names and help texts |
+//! | `metrics` | names and help texts |
 
 mod abr;
-mod announce;
 pub mod config;
 mod continuation;
 pub mod http;
@@ -37,6 +36,8 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use headwater_node::Node;
 use headwater_node::admin::Report;
+use headwater_node::announce::{self, Announcement};
+use headwater_node::directory::Role;
 use tokio::task::JoinHandle;
 use tracing::info;
 
@@ -46,7 +47,7 @@ use crate::http::EdgeState;
 use crate::locate::LiveStream;
 use crate::registry::{Options, Registry};
 use crate::sessions::Sessions;
-use crate::shard::{Shards, Threads};
+use crate::shard::Threads;
 
 /// Why an edge did not start.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +103,16 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
     let shards = media.shards().clone();
     let replicas = Arbiter::new();
     let registry = Registry::new(node.clone(), Options::new(&config), replicas.handle());
-    let announcer = announce::spawn(&node, shards.clone(), &config);
+    let announcement = Announcement {
+        role: Role::Edge,
+        grpc_url: config.advertise.clone().unwrap_or_default(),
+        public_url: config.public_url.clone(),
+    };
+    let capacity = shards.len().saturating_mul(config.viewers_per_shard);
+    let announcer = announce::spawn(&node, announcement, {
+        let shards = shards.clone();
+        move || std::future::ready(announce::ratio(shards.viewers(), capacity))
+    });
     let report = Arc::new(EdgeReport {
         node: node.clone(),
         registry: registry.clone(),
@@ -201,10 +211,4 @@ impl Report for EdgeReport {
     fn viewers(&self) -> BoxFuture<'_, Vec<serde_json::Value>> {
         std::future::ready(self.sessions.records()).boxed()
     }
-}
-
-/// How full the shards are, 0 to 1.
-fn load(shards: &Shards, capacity: usize) -> f64 {
-    let number = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
-    (number(shards.viewers()) / number(capacity.max(1))).min(1.0)
 }

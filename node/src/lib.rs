@@ -1,7 +1,8 @@
-//! What every Headwater role needs around its work: actor kit, clock, directory, configuration, admin, telemetry.
+//! What every Headwater role needs around its work: actor kit, clock, directory, announcement, configuration, admin, telemetry.
 
 pub mod actor;
 pub mod admin;
+pub mod announce;
 pub mod auth;
 pub mod backoff;
 pub mod clock;

@@ -9,7 +9,7 @@
 //! | `stream` | `StreamActor`: one live stream and its subscribers |
 //! | [`audio`] | AAC to Opus |
 //! | `replication` | the gRPC server, one session per subscriber |
-//! | `announce`, `describe`, `metrics` | directory record, API record, metrics |
+//! | `describe`, `metrics` | API record, metrics |
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -20,13 +20,14 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use headwater_node::Node;
 use headwater_node::admin::Report;
+use headwater_node::announce::{self, Announcement};
+use headwater_node::directory::Role;
 use tokio::task::JoinHandle;
 use tracing::info;
 
 use crate::registry::Registry;
 use crate::stream::Describe;
 
-mod announce;
 pub mod audio;
 pub mod config;
 mod describe;
@@ -118,7 +119,18 @@ pub async fn start(config: Config, node: Node) -> Result<Origin, StartError> {
         &node,
     );
     let streams_max = config.origin.streams_max;
-    let announcer = announce::spawn(&node, registry.clone(), grpc_url.clone(), streams_max);
+    let announcement = Announcement {
+        role: Role::Origin,
+        grpc_url: grpc_url.clone(),
+        public_url: None,
+    };
+    let announcer = announce::spawn(&node, announcement, {
+        let registry = registry.clone();
+        move || {
+            let registry = registry.clone();
+            async move { announce::ratio(registry.list().await.len(), streams_max) }
+        }
+    });
     info!(rtmp = %rtmp.address(), grpc = %grpc_addr, %grpc_url, "origin started");
     Ok(Origin {
         rtmp,
