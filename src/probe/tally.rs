@@ -227,7 +227,12 @@ impl Tally {
         }
         if kind == Kind::Video {
             // The extension comes with each packet; the last one of a picture decides as for stamps.
+            // As there, the burst of the start does not count.
+            let live = self
+                .first_frame
+                .is_some_and(|first| at.saturating_duration_since(first) >= SETTLING);
             if header.marker
+                && live
                 && self.captured_ms.len() < SAMPLES_MAX
                 && let Some(captured) = self.capture_time_id.and_then(|id| header.get_extension(id))
                 && let Some(ntp) = captured.first_chunk::<8>()

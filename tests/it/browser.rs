@@ -76,6 +76,8 @@ fn browser_sees_every_frame_in_order_and_hears_the_tone_in_sync() {
     let status = browser.process.wait(seconds(80));
     let seen = browser.last().unwrap_or_default();
     assert!(status.success(), "{seen:#}");
+    // For whoever runs it with --no-capture: these figures belong into the notes of a release.
+    eprintln!("{seen:#}");
     assert_eq!(seen["errors"], serde_json::json!([]), "errors in the page");
     assert_eq!(seen["muted"], true, "it starts without sound: {seen:#}");
     assert_eq!(
