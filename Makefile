@@ -35,7 +35,7 @@ test: test-deps lint $(BROWSER_MODULES) ## Lint, then run every test (installs w
 lint: ## Formatting, clippy and documentation, all without a warning
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --locked --workspace --no-deps --document-private-items
 	bash -n deploy/dev/*.sh .ci/run
 	node --check edge/player/index.js
 	node --check edge/player/player.js
