@@ -172,7 +172,7 @@ struct Delivery {
     /// Media threads, each with its own port [default: one per core]
     #[arg(long, value_name = "N")]
     shards: Option<u16>,
-    /// Where viewers reach the HTTP port, if it isn't where they asked: http(s)://host[:port]
+    /// Where viewers reach the HTTP port, if it isn't where they asked: `http://host:port` or `https://host`
     #[arg(long, value_name = "URL")]
     public_url: Option<String>,
     /// Bearer token that viewers must give; prefer HEADWATER_AUTH__PLAY_TOKEN, which `ps` doesn't show
