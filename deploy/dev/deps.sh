@@ -32,9 +32,9 @@ for entry in "${need[@]}"; do
     read -r tool package <<<"$entry"
     have "$tool" || missing+=("$package")
 done
-# Libraries and plugins have no command to look for.
+# Certificates, libraries and plugins have no command to look for.
 has_package() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed'; }
-extra=(libprotobuf-dev)
+extra=(ca-certificates libprotobuf-dev)
 [[ ${1:-run} == test ]] && extra+=(
     gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
     gstreamer1.0-plugins-ugly fonts-dejavu-core

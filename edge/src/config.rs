@@ -22,7 +22,7 @@ pub struct Config {
     pub loopback: bool,
     /// Media threads (count), each with its own socket; 0: as many as the machine has cores.
     pub shards: usize,
-    /// Where this edge's own gRPC listens, once edges feed edges; none: it doesn't.
+    /// Where this edge's own gRPC will listen, once edges feed edges. Not used yet.
     pub grpc: Option<SocketAddr>,
     /// Where other nodes reach that gRPC, `http://host:port`.
     pub advertise: Option<String>,

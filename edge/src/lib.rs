@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`config`] | settings |
 //! | [`http`], [`sessions`] | WHEP, the API and the player; which session URL is which viewer |
-//! | [`locate`], [`subscriber`] | where streams are to be had; the replication client |
+//! | [`locate`], `upstream`, [`subscriber`] | where streams are to be had; gRPC connections; the replication client |
 //! | [`registry`], [`replica`], `continuation` | one replica per watched stream: started on demand, packetized once, lingering |
 //! | [`shard`] | one core's viewers: socket, maps, fan-out |
 //! | `transport` | a viewer's secure path: STUN, DTLS, SRTP |

@@ -1,7 +1,7 @@
 //! gRPC connections to upstreams, shared by all subscriptions of a node.
 //!
 //! HTTP/2's flow control must never be what stops a stream: the connection's window is the sum of the windows of all calls it may
-//! carry, and subscribers read always (DESIGN section 5). So a stalled call uses up its own window only.
+//! carry, and subscribers read always. So a stalled call uses up its own window only.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};

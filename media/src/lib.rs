@@ -13,7 +13,8 @@
 //! | [`stream`], [`gop_cache`] | a live stream: timeline, sequences, tracks, what late subscribers get |
 //! | [`replication`] | both halves of a subscription between nodes |
 //! | [`rtp`], [`rtx`] | packet batches, the packet ring, RTCP; retransmission |
-//! | [`sdp`] | the outcome of an offer |
+//! | [`sdp`], [`ice`] | offers and answers; an ICE-lite viewer |
+//! | `testkit` | made-up streams, for tests and the feature of that name |
 
 pub mod codec;
 pub mod flv;

@@ -1,4 +1,13 @@
-//! What every Headwater role needs around its work: actor kit, clock, directory, announcement, configuration, admin, telemetry.
+//! What every Headwater role needs around its work.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`node`] | what a role is given |
+//! | [`actor`] | links between actors: `try_send`, `post` |
+//! | [`clock`], [`backoff`] | the one place that reads the time; waits between attempts |
+//! | [`config`], [`auth`] | layers of settings; static tokens |
+//! | [`directory`], [`announce`] | who is alive, who owns which stream; this node's record |
+//! | [`admin`], [`telemetry`], [`drain`] | health, metrics and API; logs; stopping |
 
 pub mod actor;
 pub mod admin;

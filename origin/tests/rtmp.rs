@@ -309,7 +309,7 @@ async fn watch(grpc: SocketAddr, stream: &str, begun: oneshot::Sender<()>, last:
     panic!("the subscription ended after {:?}", numbers.last());
 }
 
-/// Every fault of FACTS section 3 as bytes, with the `reason` it is counted under.
+/// Every fault a hostile publisher may make, as bytes, with the `reason` it is counted under.
 fn faults() -> Vec<(&'static str, Vec<u8>)> {
     let after = |bytes: Vec<u8>| [handshake(), bytes].concat();
     let header = |kind: u8, length: u32| {

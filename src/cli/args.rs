@@ -29,7 +29,7 @@ pub(super) struct Args {
 const AFTER_HELP: &str = "\
 Examples:
   headwater                                              everything in one process
-  ffmpeg -re -i in.mp4 -c copy -f flv rtmp://localhost/live/demo
+  ffmpeg -re -i in.mp4 -c:v libx264 -tune zerolatency -bf 0 -g 60 -pix_fmt yuv420p -c:a aac -f flv rtmp://localhost/live/demo
   then open http://localhost:8080/play/live/demo
 
   headwater origin --id o1 --etcd http://etcd:2379 --advertise http://o1:7070
@@ -260,10 +260,10 @@ pub(super) struct EdgeArgs {
     pub(super) shared: Shared,
     #[command(flatten)]
     delivery: Delivery,
-    /// Where gRPC listens for other edges [default: it doesn't]
+    /// Reserved for edges that feed edges; nothing listens there yet
     #[arg(long, value_name = "ADDR")]
     grpc: Option<String>,
-    /// Where other nodes reach that gRPC: http://host:port
+    /// Reserved likewise: where other nodes will reach that gRPC, http://host:port
     #[arg(long, value_name = "URL")]
     advertise: Option<String>,
     /// Member of the etcd cluster that is the directory; repeatable

@@ -1,4 +1,4 @@
-//! Cross-origin access: players live on other sites than the edge (conformance/whep 5, 6 and 33).
+//! Cross-origin access: players live on other sites than the edge (Fetch standard, CORS protocol).
 //!
 //! `*` without credentials is safe here: what a request may do hangs on its token or its session URL, never on a cookie.
 
