@@ -157,6 +157,14 @@ impl Registry {
         if let Some(entry) = entries.get(name).filter(|entry| entry.requests.connected()) {
             return Ok(ReplicaHandle::new(entry));
         }
+        let directory = &inner.node.directory;
+        if directory.synced()
+            && directory.fixed_origins().is_empty()
+            && directory.upstreams(name).is_empty()
+        {
+            // Nobody has it, so whoever asks for made-up names doesn't fill the table.
+            return Err(OpenError::NotLive);
+        }
         // One that ended without leaving the table has panicked; a new one replaces it.
         entries.remove(name);
         if entries.len() >= inner.options.streams_max {

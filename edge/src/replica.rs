@@ -146,6 +146,8 @@ struct Link {
     media: mpsc::Sender<Media>,
     /// Its queue was full, so it lacks something: it gets a backlog once there is room.
     stale: bool,
+    /// It must hear that the stream ended before anything else: packet indices start anew after that.
+    ended: bool,
 }
 
 impl ReplicaActor {
@@ -181,6 +183,17 @@ impl ReplicaActor {
     fn handle_info(&mut self, info: &Arc<StreamInfo>) {
         self.over = false;
         self.missing_since = None;
+        let reordered = |info: &StreamInfo| {
+            let mut tracks = info.tracks.iter();
+            tracks.any(|track| track.reordered && track.configuration.kind() == MediaKind::Video)
+        };
+        let before = self.state.borrow().info.clone();
+        if reordered(info) && before.is_some_and(|before| !reordered(&before)) {
+            // The publisher came back with B-frames, or its first ones came late. WebRTC viewers can't show them; their players join
+            // anew and are told the reason.
+            tracing::warn!(stream = %self.name, "the source has B-frames now: its WebRTC viewers are sent away");
+            self.tell_end();
+        }
         let wanted = info.tracks.iter().filter(|track| {
             matches!(
                 *track.configuration,
@@ -280,6 +293,13 @@ impl ReplicaActor {
     /// Sends something to one shard. False: the shard is gone.
     fn send(&self, link: &mut Link, media: &impl Fn() -> Media) -> bool {
         use mpsc::error::TrySendError::{Closed, Full};
+        if link.ended {
+            match link.media.try_send(ended(&self.name)) {
+                Ok(()) => link.ended = false,
+                Err(Full(_)) => return true,
+                Err(Closed(_)) => return false,
+            }
+        }
         let message = if link.stale {
             self.backlog()
         } else {
@@ -326,8 +346,8 @@ impl ReplicaActor {
             .send_modify(|state| state.upstream = Some(upstream));
         match upstream {
             UpstreamState::Connected => self.missing_since = None,
-            UpstreamState::Lost => {}
-            UpstreamState::NotFound => {
+            // Whoever waits is told after a while, whether the upstream is gone or says that the stream is.
+            UpstreamState::Lost | UpstreamState::NotFound => {
                 self.missing_since.get_or_insert(now);
             }
             UpstreamState::Ended => {
@@ -343,12 +363,15 @@ impl ReplicaActor {
         self.state.send_modify(|state| state.info = None);
         self.tracks.clear();
         self.timeline = Continuation::default();
+        self.tell_end();
+    }
+
+    /// Ends the stream for the viewers that are there.
+    fn tell_end(&mut self) {
         for link in self.shards.values_mut() {
-            // Of what is queued before it nothing matters any more, so a full queue is tried again with each tick.
-            let ended = Media::Ended {
-                stream: self.name.clone(),
-            };
-            link.stale = link.media.try_send(ended).is_err();
+            // A full queue is tried again with each tick.
+            link.ended = link.media.try_send(ended(&self.name)).is_err();
+            link.stale = true;
         }
     }
 
@@ -359,7 +382,7 @@ impl ReplicaActor {
             .map(|since| now.saturating_duration_since(since));
         let lost = missing.is_some_and(|missing| missing >= self.options.lost_after);
         // Shards whose queue was full are told again.
-        let untold = self.over && self.shards.values().any(|link| link.stale);
+        let untold = self.over && self.shards.values().any(|link| link.ended);
         if untold || (lost && !self.over) {
             self.end_viewers();
         }
@@ -379,6 +402,12 @@ impl ReplicaActor {
                 self.idle_since = None;
             }
         }
+    }
+}
+
+fn ended(stream: &StreamName) -> Media {
+    Media::Ended {
+        stream: stream.clone(),
     }
 }
 
@@ -430,7 +459,11 @@ impl Handler<Request> for ReplicaActor {
         match message {
             Request::Attach { shard, media } => {
                 self.idle_since = None;
-                let mut link = Link { media, stale: true };
+                let mut link = Link {
+                    media,
+                    stale: true,
+                    ended: false,
+                };
                 let stream = self.name.clone();
                 if self.over {
                     let ended = || Media::Ended {

@@ -109,7 +109,8 @@ impl Handler<Nacks> for RetransmitActor {
                 packets,
             });
         }
-        if keyframe.is_some() {
+        // Sound has no keyframes, and a lost packet of it is no reason to send pictures.
+        if keyframe.is_some() && message.kind == MediaKind::Video {
             command(Command::KeyframeAsked {
                 viewer: self.viewer,
             });

@@ -245,6 +245,8 @@ impl Shards {
     pub fn pick(&self) -> ShardHandle {
         self.shards
             .iter()
+            // One that has panicked looks idle for ever.
+            .filter(|shard| !shard.control.is_closed())
             .min_by_key(|shard| shard.viewers.load(Ordering::Relaxed))
             .or_else(|| self.shards.first())
             .expect("there is at least one shard")

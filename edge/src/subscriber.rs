@@ -181,6 +181,9 @@ impl Subscriber {
             counter!(ATTEMPTS, "outcome" => label).increment(1);
             match outcome {
                 Outcome::NotFound => {}
+                // The publisher may have moved to another origin of the list.
+                Outcome::Ended if upstream.epoch.is_none() => worst = Outcome::Ended,
+                Outcome::Failed if worst == Outcome::Ended => {}
                 Outcome::Failed => worst = Outcome::Failed,
                 Outcome::Lost | Outcome::Ended | Outcome::Stopped => return outcome,
             }
@@ -391,11 +394,12 @@ impl Subscriber {
             }
         };
         if let Err(stale) = self.core.handle_info(&info) {
-            if upstream.epoch.is_some() {
+            // A directory that lost its data starts its epochs anew, and then names the lower one itself.
+            if upstream.epoch.is_some_and(|named| info.epoch < named) {
                 debug!(upstream = upstream.grpc_url, %stale, "the upstream no longer owns the stream");
                 return Some(Outcome::Failed);
             }
-            // Nothing fences the origins of a fixed list, and one whose clock was set back gives lower epochs after its restart.
+            // Nothing fences the origins of a fixed list either: one whose clock was set back gives lower epochs after its restart.
             info!(upstream = upstream.grpc_url, %stale, "the upstream starts anew");
             self.core.reset();
             // Nothing is older than nothing.

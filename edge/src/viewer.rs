@@ -31,7 +31,10 @@ pub(crate) struct Connected;
 /// A PLI or FIR came, or packets are lost for good.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub(crate) struct KeyframeAsked;
+pub(crate) struct KeyframeAsked {
+    /// The viewer asked; else it was our retransmission that gave up.
+    pub(crate) by_viewer: bool,
+}
 
 /// The viewer is gone from the shard.
 #[derive(Debug, Message)]
@@ -126,21 +129,21 @@ impl Handler<Connected> for ViewerActor {
 impl Handler<KeyframeAsked> for ViewerActor {
     type Result = ();
 
-    fn handle(&mut self, _: KeyframeAsked, _: &mut Context<Self>) {
-        self.counters.plis.fetch_add(1, Ordering::Relaxed);
+    fn handle(&mut self, message: KeyframeAsked, _: &mut Context<Self>) {
+        if message.by_viewer {
+            self.counters.plis.fetch_add(1, Ordering::Relaxed);
+        }
         let now = self.clock.now();
-        let answer = if self.keyframes.handle_request(now) {
+        if self.keyframes.handle_request(now) {
             let command = Command::Keyframe {
                 viewer: self.viewer,
             };
             if self.commands.try_send(command).is_err() {
                 counter!(MAILBOX_FULL, "link" => "commands").increment(1);
             }
-            "resent"
         } else {
-            "too_soon"
-        };
-        counter!(KEYFRAMES_RESENT, "answer" => answer).increment(1);
+            counter!(KEYFRAMES_RESENT, "answer" => "too_soon").increment(1);
+        }
     }
 }
 

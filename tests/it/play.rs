@@ -130,6 +130,25 @@ fn b_frames_are_refused_with_their_reason() {
 }
 
 #[test]
+fn a_publisher_that_returns_with_b_frames_loses_its_webrtc_viewers_at_once() {
+    let mut cluster = Cluster::standalone(&Options::default());
+    let url = cluster.rtmp_url("live/b");
+    let mut publisher = Publisher::start(&url, Picture::Test, Sound::Tone);
+    let mut viewer = Viewer::start(&cluster.whep_url("live/b"), seconds(120), HEALTHY);
+    viewer.await_frames(30, seconds(30));
+    publisher.kill();
+    let _publisher = Publisher::start(&url, Picture::BFrames, Sound::Tone);
+    let admin = cluster.edge().admin;
+    eventually("the viewer is sent away", seconds(20), || {
+        let viewers = get(admin, "/api/v1/viewers")?.body;
+        (!viewers.contains("live/b")).then_some(())
+    });
+    let (code, report) = probe(&cluster.whep_url("live/b"), seconds(1), &[]);
+    assert_eq!(code, 2, "{report:#}");
+    assert!(report.to_string().contains("B-frames"), "{report:#}");
+}
+
+#[test]
 fn a_token_opens_the_door_for_viewers() {
     let options = Options::default().env("HEADWATER_AUTH__PLAY_TOKEN", "open-sesame");
     let mut cluster = Cluster::standalone(&options);

@@ -38,6 +38,10 @@ use crate::shard::{Credentials, EndReason, Gone, Join, JoinError, ViewerId, View
 use crate::transport::dtls::{self, Identity};
 use crate::transport::stun;
 
+/// Transport-wide feedback messages in one datagram (count). Browsers send one; each may speak of thousands of packets in a few bytes, so that
+/// a datagram full of them would cost milliseconds.
+const TRANSPORT_FEEDBACKS_MAX: u32 = 4;
+
 /// Bounds of a shard.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options {
@@ -315,6 +319,7 @@ impl Core {
             return;
         };
         for batch in batches {
+            stream.make_way(batch);
             stream.keep(batch);
         }
         // Those who have a place in the ring go on from there.
@@ -347,6 +352,10 @@ impl Core {
         datagram: &mut [u8],
         outbox: &mut Outbox,
     ) {
+        if from.port() == 0 {
+            // Nothing can be sent there.
+            return refused("address");
+        }
         match classify(datagram) {
             Protocol::Stun => self.handle_stun(now, from, datagram, outbox),
             Protocol::Dtls => self.handle_dtls(now, wall, from, datagram, outbox),
@@ -467,7 +476,10 @@ impl Core {
             outbox.push(from, &answer);
         }
         let checked = peer.ice.handle_check(now, from, request.nominates());
-        if let Some(forgotten) = checked.forgotten {
+        if let Some(forgotten) = checked.forgotten
+            // A NAT may have given it to another viewer meanwhile.
+            && self.by_address.get(&forgotten) == Some(&slot)
+        {
             self.by_address.remove(&forgotten);
         }
         self.by_address.insert(from, slot);
@@ -529,10 +541,17 @@ impl Core {
             return refused("srtcp");
         };
         peer.ice.handle_traffic(now, from);
+        let mut arrivals = 0;
         for packet in rtcp::packets(plain) {
             let Ok(packet) = packet else {
                 return refused("rtcp");
             };
+            if matches!(packet, rtcp::Packet::TransportFeedback(_)) {
+                arrivals += 1;
+                if arrivals > TRANSPORT_FEEDBACKS_MAX {
+                    return refused("rtcp");
+                }
+            }
             if let Some((kind, event)) = feedback::event(peer, wall, packet) {
                 counter!(FEEDBACK, "kind" => kind).increment(1);
                 self.events.push_back(event);

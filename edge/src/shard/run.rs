@@ -17,8 +17,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::abr::Measured;
 use crate::metrics::{
-    BYTES_SENT, FAN_OUT, MAILBOX_FULL, PACKETS_SENT, RESENT, SKIPPED, VIEWERS, VIEWERS_ENDED,
-    VIEWERS_JOINED,
+    BYTES_SENT, FAN_OUT, KEYFRAMES_RESENT, MAILBOX_FULL, PACKETS_SENT, RESENT, SKIPPED, VIEWERS,
+    VIEWERS_ENDED, VIEWERS_JOINED,
 };
 use crate::registry::ReplicaHandle;
 use crate::retransmit::Nacks;
@@ -303,11 +303,19 @@ impl Shell {
                 state.figures.resent.increment(count);
             }
             Command::Keyframe { viewer } => {
-                self.core.handle_keyframe(viewer);
+                let resent = self.core.handle_keyframe(viewer);
+                let answer = if resent { "resent" } else { "no_gop" };
+                counter!(KEYFRAMES_RESENT, "answer" => answer).increment(1);
             }
             Command::KeyframeAsked { viewer } => {
                 if let Some(viewer) = state.viewers.get(&viewer) {
-                    refused(viewer.links.keyframe.try_send(KeyframeAsked), "viewer");
+                    refused(
+                        viewer
+                            .links
+                            .keyframe
+                            .try_send(KeyframeAsked { by_viewer: false }),
+                        "viewer",
+                    );
                 }
             }
         }
@@ -350,7 +358,13 @@ impl Shell {
                 }
                 Event::KeyframeAsked { viewer } => {
                     if let Some(viewer) = state.viewers.get(&viewer) {
-                        refused(viewer.links.keyframe.try_send(KeyframeAsked), "viewer");
+                        refused(
+                            viewer
+                                .links
+                                .keyframe
+                                .try_send(KeyframeAsked { by_viewer: true }),
+                            "viewer",
+                        );
                     }
                 }
                 Event::Measured { viewer, sample } => {

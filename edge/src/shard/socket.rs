@@ -170,13 +170,22 @@ impl Socket {
                     break;
                 }
                 Err(Errno::EINTR) => {}
-                Err(Errno::EIO | Errno::EINVAL)
+                Err(error @ (Errno::EIO | Errno::EINVAL | Errno::EMSGSIZE))
                     if !self.unsegmented && messages[sent].segment.is_some() =>
                 {
-                    tracing::warn!(
-                        "the kernel refuses UDP segmentation here, so datagrams go one by one"
-                    );
-                    self.unsegmented = true;
+                    // EIO: this interface can't. Else it is the way to this viewer, whose MTU is below a segment: the kernel fragments
+                    // single datagrams there, and the other viewers keep their segmentation.
+                    let message = &messages[sent];
+                    let segment = usize::from(message.segment.unwrap_or(u16::MAX));
+                    if self.send_cut(message, segment, bytes).is_err() {
+                        counter!(SEND_DROPPED, "reason" => "refused").increment(1);
+                    } else if error == Errno::EIO {
+                        tracing::warn!(
+                            "the kernel refuses UDP segmentation here, so datagrams go one by one"
+                        );
+                        self.unsegmented = true;
+                    }
+                    sent += 1;
                 }
                 Err(_) => {
                     // This viewer's address is no good (unreachable, not permitted); its checks will end, and so will it.

@@ -85,6 +85,19 @@ impl Stream {
         }
     }
 
+    /// Forgets a track's ring that begins behind `batch` without a keyframe: leftovers of an attachment that was given up, which
+    /// nobody can start from and which would make the backlog's GOP old news.
+    pub(crate) fn make_way(&mut self, batch: &PacketBatch) {
+        let mut rings = self.rings.borrow_mut();
+        rings.tracks.retain(|(id, ring)| {
+            *id != batch.track
+                || ring.newest_gop().next().is_some()
+                || ring
+                    .oldest_index()
+                    .is_none_or(|oldest| oldest <= batch.first_index)
+        });
+    }
+
     /// Keeps a batch; false if it is old news.
     pub(crate) fn keep(&mut self, batch: &Arc<PacketBatch>) -> bool {
         let new = self.rings.borrow_mut().push(Arc::clone(batch));

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 /// Resolution of the wheel: that of the shortest timer, the pauses of a viewer that catches up.
 const TICK: Duration = Duration::from_millis(4);
+const TICKS_PER_SECOND: u64 = 250;
 
 /// Buckets (count): a turn is 4.1 s, so that the usual timers (reports, a flight) are touched once.
 const BUCKETS: usize = 1024;
@@ -69,9 +70,11 @@ impl<K: Copy> Wheel<K> {
         let ahead = (0..BUCKETS as u64)
             .find(|ahead| !self.buckets[Self::bucket(self.tick + ahead)].is_empty())
             .unwrap_or(0);
-        u32::try_from(self.tick + ahead)
-            .ok()
-            .map(|ticks| self.start + TICK * ticks)
+        // Seconds and the rest apart, since a `Duration` is multiplied by 32 bits only, which are 199 days of ticks.
+        let ticks = self.tick + ahead;
+        let (seconds, rest) = (ticks / TICKS_PER_SECOND, ticks % TICKS_PER_SECOND);
+        let rest = u32::try_from(rest).unwrap_or(0);
+        Some(self.start + Duration::from_secs(seconds) + TICK * rest)
     }
 
     const fn bucket(tick: u64) -> usize {
@@ -124,6 +127,18 @@ mod tests {
                 proptest::prop_assert!(fired >= *delay && fired < *delay + 4 + step);
             }
         }
+    }
+
+    #[test]
+    fn the_timeout_goes_on_past_32_bits_of_ticks() {
+        let start = start();
+        let mut wheel = Wheel::new(start);
+        let later = start + Duration::from_secs(200 * 24 * 3600);
+        wheel.poll_expired(later, &mut Vec::new());
+        let at = later + Duration::from_millis(100);
+        wheel.schedule(at, 'a');
+        let named = wheel.poll_timeout().expect("one entry");
+        assert!((at..at + TICK).contains(&named));
     }
 
     #[test]
