@@ -24,7 +24,7 @@ use headwater_node::telemetry::{self, Format, Metrics};
 use headwater_origin::Origin;
 use tokio::runtime::{Handle, Runtime};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::args::Role;
 use super::settings::Settings;
@@ -130,6 +130,9 @@ async fn start(
     shutdown: CancellationToken,
 ) -> anyhow::Result<(Running, Started)> {
     let id = settings.node_id(role);
+    if let Some(problem) = settings.unreachable_origin(role) {
+        warn!("{problem}");
+    }
     let clock = Clock::system();
     let node = |id: NodeId, directory: Arc<dyn Directory>| Node {
         id,

@@ -138,6 +138,22 @@ impl Settings {
         Ok(self)
     }
 
+    /// Why edges on other machines won't reach this origin, if they won't. Not an error: a cluster on one machine is fine.
+    pub(super) fn unreachable_origin(&self, role: Role) -> Option<String> {
+        let origin = &self.origin;
+        let shared = role == Role::Origin && !self.directory.etcd.is_empty();
+        let ip = origin.grpc.ip();
+        (shared && origin.advertise.is_empty() && (ip.is_unspecified() || ip.is_loopback())).then(
+            || {
+                format!(
+                    "this origin announces a loopback address to the cluster, since its gRPC listens on {}: give \
+                     --advertise http://HOST:PORT (origin.advertise), or edges on other machines won't reach it",
+                    origin.grpc
+                )
+            },
+        )
+    }
+
     /// How long stopping may take.
     pub(super) const fn stop_deadline(&self) -> Duration {
         Duration::from_secs(self.stop_seconds)
@@ -284,6 +300,20 @@ mod tests {
         assert!(error.to_string().contains("--origin URL"), "{error}");
         assert!(with(etcd, etcd).checked(Role::Edge).is_err());
         assert!(with(&["e:2379"], &[]).checked(Role::Edge).is_err());
+    }
+
+    #[test]
+    fn an_origin_in_a_cluster_is_told_to_advertise() {
+        let mut settings = Settings::default();
+        assert!(settings.unreachable_origin(Role::Origin).is_none());
+        settings.directory.etcd = vec!["http://e:2379".to_owned()];
+        let told = settings
+            .unreachable_origin(Role::Origin)
+            .expect("a problem");
+        assert!(told.contains("--advertise"), "{told}");
+        assert!(settings.unreachable_origin(Role::Edge).is_none());
+        settings.origin.advertise = "http://o1:7070".to_owned();
+        assert!(settings.unreachable_origin(Role::Origin).is_none());
     }
 
     #[test]
