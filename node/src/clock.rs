@@ -1,7 +1,8 @@
 //! The one place that reads the time.
 //!
 //! Monotonic time comes from tokio's clock, so that a test with paused time controls it; wall-clock time
-//! is derived from it by an offset taken at start and corrected slowly, so that stamps never jump.
+//! is derived from it by an offset taken once, at start, so that stamps never jump. The price: later steps of the system's clock
+//! are not followed, so wall time drifts from it by what the monotonic clock drifts, until the process starts anew.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 

@@ -241,7 +241,11 @@ impl Sender {
                 self.in_flight.push_back((now, bytes));
                 self.in_flight_bytes = self.in_flight_bytes.saturating_add(bytes);
                 self.sent_units += 1;
-                self.track(unit.track, unit.epoch).send_next = Some(unit.sequence + 1);
+                let track = self.track(unit.track, unit.epoch);
+                if track.epoch == unit.epoch {
+                    // Else the track is in a newer epoch already, whose sequence this one says nothing about.
+                    track.send_next = Some(unit.sequence + 1);
+                }
                 Some(Output::Unit(unit))
             }
         }
@@ -264,6 +268,9 @@ impl Sender {
 
     fn gap_before(&mut self, unit: &AccessUnit) -> Option<Output> {
         let track = self.track(unit.track, unit.epoch);
+        if track.epoch != unit.epoch {
+            return None;
+        }
         let lost = unit.sequence.checked_sub(track.send_next?)?;
         if lost == 0 {
             return None;
@@ -353,10 +360,10 @@ impl Sender {
             }
             let next = unit.sequence + 1;
             let track = self.track(unit.track, unit.epoch);
-            track.overflowed = true;
-            if track.queue_next == Some(next) {
-                // Nothing of the track waits behind it.
-                track.awaiting_keyframe = true;
+            if track.epoch == unit.epoch {
+                track.overflowed = true;
+                // Whether nothing of the track waits behind it.
+                track.awaiting_keyframe |= track.queue_next == Some(next);
             }
             false
         });

@@ -335,6 +335,34 @@ fn epochs_are_never_mixed_and_older_ones_refused() {
 }
 
 #[test]
+fn what_is_left_of_an_old_epoch_does_not_shift_the_new_one() {
+    let now = testkit::start();
+    let mut sender = Sender::new(sender::Config::default(), vec![VIDEO], &[]);
+    sender.handle_unit(now, unit(VIDEO, 1, 100, 10));
+    sender.handle_unit(now, unit(VIDEO, 1, 101, 10));
+    for sequence in 0..2 {
+        sender.handle_unit(now, unit(VIDEO, 2, sequence, 10));
+    }
+    sender.handle_unit(now, unit(VIDEO, 2, 125, 10));
+    let sent: Vec<_> = std::iter::from_fn(|| sender.poll_output(now))
+        .map(|output| match output {
+            sender::Output::Unit(unit) => (unit.epoch.0, unit.sequence, 0),
+            sender::Output::Gap { epoch, lost, .. } => (epoch.0, 0, lost),
+            sender::Output::Info(_) => panic!("none was given"),
+        })
+        .collect();
+    let expected = [
+        (1, 100, 0),
+        (1, 101, 0),
+        (2, 0, 0),
+        (2, 1, 0),
+        (2, 0, 123),
+        (2, 125, 0),
+    ];
+    assert_eq!(sent, expected);
+}
+
+#[test]
 fn a_track_that_is_wanted_again_starts_at_a_keyframe() {
     let now = testkit::start();
     let mut sender = Sender::new(sender::Config::default(), vec![VIDEO, AUDIO], &[]);

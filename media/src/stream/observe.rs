@@ -82,11 +82,16 @@ impl Rate {
     }
 }
 
+/// Units of one GOP in order after which its encoder doesn't reorder (count): twice the most frames a decoder may hold back
+/// (16, H.264 A.3.1). Without it an encoder that sends one keyframe for ever would be refused for ever.
+const IN_ORDER_MAX: u32 = 32;
+
 /// Whether pictures come in another order than they are shown.
 ///
 /// Certain once a picture is shown before one that came earlier. Parameter sets that allow reordering are only a suspicion: encoders
 /// without B-frames write such sets too, and must not be refused. It counts while pictures carry composition offsets, as those of
-/// reordered streams do from the first keyframe on, and until a whole GOP has passed in order.
+/// reordered streams do from the first keyframe on, and until a whole GOP, or [`IN_ORDER_MAX`] units of a longer one, has passed
+/// in order.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Order {
     /// max_num_reorder_frames above 0.
@@ -126,6 +131,9 @@ impl Order {
             self.gop_units = 1;
         } else if self.gop_units > 0 {
             self.gop_units = self.gop_units.saturating_add(1);
+            if self.gop_units > IN_ORDER_MAX && !self.seen {
+                self.disproved = true;
+            }
         }
     }
 
@@ -190,6 +198,16 @@ mod tests {
         let delayed = [(0, 80, true), (40, 120, false), (80, 160, true)];
         assert_eq!(reordered(Some(2), &delayed), [true, true, false]);
         assert_eq!(reordered(Some(0), &delayed), [false; 3]);
+    }
+
+    #[test]
+    fn a_long_gop_in_order_disproves_the_announcement_and_a_b_frame_proves_it_again() {
+        let mut pictures = vec![(0, 80, true)];
+        pictures.extend((1..=32).map(|n| (n * 40, n * 40 + 80, false)));
+        pictures.push((1320, 1320, false));
+        let said = reordered(Some(2), &pictures);
+        assert_eq!(said[..32], [true; 32]);
+        assert_eq!(said[32..], [false, true]);
     }
 
     #[test]
