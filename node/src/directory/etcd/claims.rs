@@ -26,11 +26,48 @@ struct Read {
     revision: i64,
 }
 
+/// A claim that is being written. Whoever asked for it may lose patience and drop it, or etcd may not answer: then nobody
+/// knows whether there is a record, and without a claim in [`super::Own`] nobody would ever remove it. So unless it is
+/// [settled](Self::settle) it becomes a release of whatever the claim wrote.
+pub(super) struct InDoubt<'a> {
+    shared: &'a Shared,
+    name: Option<StreamName>,
+}
+
+impl<'a> InDoubt<'a> {
+    /// Call it before the write. A release that is still due is this claim's matter from now on: done later, it would
+    /// take the new record away.
+    pub(super) fn begin(shared: &'a Shared, name: &StreamName) -> Self {
+        shared.own().releases.remove(name);
+        let name = Some(name.clone());
+        Self { shared, name }
+    }
+
+    fn settle(&mut self) {
+        self.name = None;
+    }
+}
+
+impl Drop for InDoubt<'_> {
+    fn drop(&mut self) {
+        let Some(name) = self.name.take() else {
+            return;
+        };
+        let mut own = self.shared.own();
+        if !own.withdrawn {
+            own.releases.insert(name, None);
+            drop(own);
+            self.shared.repair.notify_one();
+        }
+    }
+}
+
 pub(super) async fn claim(
     shared: &Shared,
     name: StreamName,
     grpc_url: String,
 ) -> Result<Epoch, Error> {
+    let mut in_doubt: Option<InDoubt<'_>> = None;
     let mut last = "other nodes keep writing the record".to_owned();
     for _ in 0..ATTEMPTS {
         let lease = shared.current_lease().await?;
@@ -40,6 +77,9 @@ pub(super) async fn claim(
         if let Some(held) = &read.record
             && held.origin != shared.id
         {
+            if let Some(claim) = &mut in_doubt {
+                claim.settle();
+            }
             return Err(Error::Held(held.clone()));
         }
         // Normally the revision of this transaction is above all epochs that were given. After etcd lost data and counts
@@ -51,8 +91,10 @@ pub(super) async fn claim(
             grpc_url: grpc_url.clone(),
             epoch: ahead,
         };
+        let in_doubt = in_doubt.get_or_insert_with(|| InDoubt::begin(shared, &name));
         match write(shared, &name, read.written, Some((&value, lease))).await {
             Ok(Some(revision)) => {
+                in_doubt.settle();
                 let epoch = ahead.unwrap_or_else(|| epoch_of(revision));
                 let mut own = shared.own();
                 if own.withdrawn {
@@ -82,6 +124,7 @@ pub(super) async fn claim(
 }
 
 pub(super) async fn release(shared: &Shared, name: StreamName, epoch: Epoch) -> Result<(), Error> {
+    let release;
     {
         let mut own = shared.own();
         if own
@@ -96,28 +139,45 @@ pub(super) async fn release(shared: &Shared, name: StreamName, epoch: Epoch) -> 
         if own.withdrawn {
             return Ok(());
         }
-        own.releases.insert(name.clone(), epoch);
+        // One without an epoch covers this one, and what a later claim wrote without an answer.
+        release = match own.releases.get(&name) {
+            Some(None) => None,
+            Some(Some(_)) | None => Some(epoch),
+        };
+        own.releases.insert(name.clone(), release);
     }
-    remove(shared, &name, epoch).await.map_err(|error| {
+    remove(shared, &name, release).await.map_err(|error| {
         shared.repair.notify_one();
         unavailable(&error)
     })
 }
 
-/// Removes the record of a claim that was given up, if it is still that claim's.
+/// Removes the record of a claim that was given up, if it is still that claim's. Without an epoch it is any record of this
+/// node, but not while a claim stands: the record says where the stream is, even if its epoch is not the claim's.
 pub(super) async fn remove(
     shared: &Shared,
     name: &StreamName,
-    epoch: Epoch,
+    release: Option<Epoch>,
 ) -> Result<(), CallError> {
     for _ in 0..ATTEMPTS {
         let read = read(shared, name).await?;
-        let ours = |record: &StreamRecord| record.origin == shared.id && record.epoch == epoch;
+        {
+            // Asked after reading: a claim takes the release back before it writes, so what was read is none of its records.
+            let own = shared.own();
+            if own.releases.get(name) != Some(&release)
+                || (release.is_none() && own.claims.contains_key(name))
+            {
+                return Ok(());
+            }
+        }
+        let ours = |record: &StreamRecord| {
+            record.origin == shared.id && release.is_none_or(|epoch| record.epoch == epoch)
+        };
         let gone = !read.record.as_ref().is_some_and(ours)
             || write(shared, name, read.written, None).await?.is_some();
         if gone {
             let mut own = shared.own();
-            if own.releases.get(name) == Some(&epoch) {
+            if own.releases.get(name) == Some(&release) {
                 own.releases.remove(name);
             }
             return Ok(());

@@ -105,8 +105,8 @@ struct Shared {
 struct Own {
     node: Option<NodeRecord>,
     claims: BTreeMap<StreamName, Claim>,
-    /// Given up, but perhaps still there.
-    releases: BTreeMap<StreamName, Epoch>,
+    /// Given up, but perhaps still there. No epoch: what a claim wrote of which nobody knows whether it was performed.
+    releases: BTreeMap<StreamName, Option<Epoch>>,
     withdrawn: bool,
 }
 

@@ -319,6 +319,53 @@ async fn a_lost_lease_is_replaced_and_its_records_put_again() {
 }
 
 #[tokio::test]
+async fn a_claim_that_nobody_waited_for_leaves_no_record() {
+    let etcd = Etcd::start(1).await;
+    let (a, b) = (Arc::new(etcd.directory("a")), etcd.node("b"));
+    let seen: Arc<dyn Directory> = a.clone();
+    claim(&seen, "live/warm").await.expect("free");
+    let mut dropped = Vec::new();
+    for n in 0..30u32 {
+        let stream = format!("live/{n}");
+        let patience = Duration::from_micros(200) * n;
+        if tokio::time::timeout(patience, claim(&seen, &stream))
+            .await
+            .is_err()
+        {
+            dropped.push(stream);
+        }
+    }
+    assert!(!dropped.is_empty());
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for stream in &dropped {
+        until_gone(&b, stream).await;
+        claim(&b, stream).await.expect("nobody holds it");
+    }
+}
+
+#[tokio::test]
+async fn what_an_unanswered_claim_wrote_goes_with_the_claim_before_it() {
+    let etcd = Etcd::start(1).await;
+    let (a, b) = (Arc::new(etcd.directory("a")), etcd.node("b"));
+    let seen: Arc<dyn Directory> = a.clone();
+    let epoch = claim(&seen, "live/d").await.expect("free");
+    let mut client = etcd.client().await;
+    let record = r#"{"origin":"a","grpc_url":"http://a:1"}"#;
+    let written = client
+        .put("/headwater/default/streams/live/d", record, None)
+        .await
+        .expect("put");
+    let revision = written.header().expect("header").revision();
+    let newer = Epoch(u64::try_from(revision).expect("a revision"));
+    drop(claims::InDoubt::begin(&a.shared, &name("live/d")));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // The stream lives on under its old claim and must be found.
+    until_owner(&b, "live/d", "a", newer).await;
+    a.release(name("live/d"), epoch).await.expect("released");
+    until_gone(&b, "live/d").await;
+}
+
+#[tokio::test]
 async fn a_record_that_somebody_deleted_comes_back_and_a_taken_one_does_not() {
     let etcd = Etcd::start(1).await;
     let (a, b) = (etcd.node("a"), etcd.node("b"));

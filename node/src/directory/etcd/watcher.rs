@@ -158,14 +158,15 @@ async fn follow(shared: &Shared, from: i64) -> Ended {
         if answer.canceled() {
             // Compaction comes as a cancel with an empty reason; the revision it names is not always there.
             let compacted = answer.compact_revision() > 0 || answer.cancel_reason().is_empty();
-            return if compacted {
-                Ended::Relist {
+            if compacted {
+                return Ended::Relist {
                     reason: "compacted",
-                }
-            } else {
-                debug!(reason = answer.cancel_reason(), "etcd canceled the watch");
-                resume(revision, "canceled")
-            };
+                };
+            }
+            // A member that lost its leader cancels every watch; another one may have it.
+            debug!(reason = answer.cancel_reason(), "etcd canceled the watch");
+            shared.calls.leave(&connection).await;
+            return resume(revision, "canceled");
         }
         if went_back(&answer, revision) {
             return Ended::Relist {
