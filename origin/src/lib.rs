@@ -13,7 +13,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use actix::Arbiter;
 use futures_util::FutureExt;
@@ -39,9 +38,6 @@ pub mod rtmp;
 mod stream;
 
 pub use config::Config;
-
-/// How long streams may take to describe themselves for the API.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why an origin did not start.
 #[derive(Debug, thiserror::Error)]
@@ -206,15 +202,8 @@ impl Report for OriginReport {
 
     fn streams(&self) -> BoxFuture<'_, Vec<serde_json::Value>> {
         async {
-            let mut values = Vec::new();
-            for (_, actor) in self.registry.list().await {
-                let answer = tokio::time::timeout(REPORT_TIMEOUT, actor.send(Describe)).await;
-                // One that ends meanwhile, or is stuck, is left out rather than holding the others up.
-                if let Ok(Ok(value)) = answer {
-                    values.push(value);
-                }
-            }
-            values
+            let answers = self.registry.ask_all(|| Describe).await;
+            answers.into_iter().map(|(_, value)| value).collect()
         }
         .boxed()
     }

@@ -13,6 +13,7 @@ use actix::{
     Actor, ActorFutureExt, Addr, ArbiterHandle, AsyncContext, Context, Handler, Message,
     MessageResult, ResponseActFuture, WrapFuture,
 };
+use futures_util::future::join_all;
 use headwater_media::id::{Epoch, NodeId, StreamName};
 use headwater_node::actor::Sender;
 use headwater_node::{Node, directory};
@@ -29,6 +30,9 @@ pub use crate::publication::Publication;
 
 /// A claim that takes longer has failed; a publisher waits no longer for its answer.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a stream may take to answer when all are asked. The admin port gives its report 0.9 s in all.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How often ownership is compared with the directory's copy.
 const OWNERSHIP_INTERVAL: Duration = Duration::from_secs(1);
@@ -139,6 +143,23 @@ impl Registry {
     /// All streams.
     pub(crate) async fn list(&self) -> Vec<(StreamName, Addr<StreamActor>)> {
         self.actor.send(List).await.unwrap_or_default()
+    }
+
+    /// Asks all streams at once. One that ends meanwhile, or is stuck, is left out rather than holding the others up.
+    pub(crate) async fn ask_all<M>(
+        &self,
+        question: impl Fn() -> M,
+    ) -> Vec<(StreamName, <M as Message>::Result)>
+    where
+        M: Message + Send + 'static,
+        M::Result: Send + 'static,
+        StreamActor: Handler<M>,
+    {
+        let asked = self.list().await.into_iter().map(|(name, actor)| {
+            let answer = tokio::time::timeout(ANSWER_TIMEOUT, actor.send(question()));
+            async move { Some((name, answer.await.ok()?.ok()?)) }
+        });
+        join_all(asked).await.into_iter().flatten().collect()
     }
 
     /// Ends all streams: publishers must leave, subscribers look elsewhere. Nobody is taken afterwards.
@@ -258,14 +279,13 @@ impl StreamRegistry {
             .entries
             .get_mut(&name)
             .and_then(|entry| entry.live.take());
-        let actor = match existing {
-            Some(live) => {
-                if !live.publisher.left() {
-                    info!(stream = %name, "a silent publisher is replaced by a newer one");
-                    live.publisher.revoke(Revoked::Replaced);
-                }
-                live.actor
-            }
+        if let Some(live) = existing.as_ref().filter(|live| !live.publisher.left()) {
+            info!(stream = %name, "a silent publisher is replaced by a newer one");
+            live.publisher.revoke(Revoked::Replaced);
+        }
+        // An actor that panicked takes nothing any more.
+        let actor = match existing.filter(|live| live.actor.connected()) {
+            Some(live) => live.actor,
             None => self.start_stream(name.clone(), ctx),
         };
         Sender::<Begin>::new(&actor).post(Begin {
@@ -351,11 +371,14 @@ impl StreamRegistry {
         });
     }
 
-    /// Ends streams that another origin owns by now, which can be when this one lost its lease for a while.
+    /// Ends streams that another origin owns by now, which can be when this one lost its lease for a while, and those whose
+    /// actor panicked. Not while a publisher waits for its claim: its outcome decides, and a second claim beside it could
+    /// end before it.
     fn check_ownership(&mut self) {
         if self.entries.is_empty() {
             return;
         }
+        let settled = |entry: &&Entry| !entry.claiming;
         let lost: Vec<StreamName> = self
             .node
             .directory
@@ -363,7 +386,7 @@ impl StreamRegistry {
             .into_iter()
             .filter(|record| record.origin != self.node.id)
             .filter(|record| {
-                let entry = self.entries.get(&record.name);
+                let entry = self.entries.get(&record.name).filter(settled);
                 let live = entry.and_then(|entry| entry.live.as_ref());
                 live.is_some_and(|live| live.epoch < record.epoch)
             })
@@ -372,6 +395,19 @@ impl StreamRegistry {
         for name in lost {
             warn!(stream = %name, "another origin owns the stream now");
             self.end_stream(&name, EndReason::Moved, Revoked::Replaced);
+        }
+        let panicked = |live: &Live| !live.actor.connected();
+        let dead: Vec<StreamName> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| settled(entry) && entry.live.as_ref().is_some_and(panicked))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in dead {
+            warn!(stream = %name, "the stream's actor is gone; its publisher may come again");
+            if let Some(epoch) = self.end_stream(&name, EndReason::Moved, Revoked::Replaced) {
+                self.release(name, epoch);
+            }
         }
     }
 
@@ -499,5 +535,85 @@ impl Handler<StopAll> for StreamRegistry {
                 self.release(name, epoch);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use headwater_node::clock::Clock;
+    use headwater_node::directory::memory::MemoryDirectory;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::stream::Stat;
+
+    #[derive(Message)]
+    #[rtype(result = "()")]
+    struct Panic;
+
+    impl Handler<Panic> for StreamActor {
+        type Result = ();
+
+        fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+            panic!("as the test asked");
+        }
+    }
+
+    fn registry() -> Registry {
+        let id: NodeId = "o1".parse().expect("valid");
+        let node = Node {
+            id: id.clone(),
+            clock: Clock::system(),
+            directory: Arc::new(MemoryDirectory::new(id)),
+            io: tokio::runtime::Handle::current(),
+            shutdown: CancellationToken::new(),
+        };
+        let (config, audio) = Default::default();
+        Registry::start(config, audio, "http://o1:7070".to_owned(), node, Vec::new())
+    }
+
+    async fn publish(registry: &Registry) -> Publication {
+        let request = PublishRequest {
+            name: name(),
+            peer: SocketAddr::from(([127, 0, 0, 1], 1)),
+            encoder: None,
+        };
+        registry.publish(request).await.expect("accepted")
+    }
+
+    fn name() -> StreamName {
+        "live/x".parse().expect("valid")
+    }
+
+    async fn panic_stream(registry: &Registry) {
+        let actor = registry.find(name()).await.expect("live");
+        assert!(actor.send(Panic).await.is_err());
+    }
+
+    #[actix::test]
+    async fn a_stream_that_panicked_is_replaced() {
+        let registry = registry();
+        let first = publish(&registry).await;
+        drop(first);
+        panic_stream(&registry).await;
+        let _second = publish(&registry).await;
+        let actor = registry.find(name()).await.expect("live");
+        let status = actor.send(Stat).await.expect("a living actor");
+        assert!(status.publishing);
+    }
+
+    #[actix::test]
+    async fn a_stream_that_panicked_ends_by_itself() {
+        let registry = registry();
+        let _publication = publish(&registry).await;
+        panic_stream(&registry).await;
+        tokio::time::timeout(OWNERSHIP_INTERVAL * 4, async {
+            while registry.find(name()).await.is_some() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await
+        .expect("it is noticed");
+        let _next = publish(&registry).await;
     }
 }

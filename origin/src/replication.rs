@@ -234,18 +234,14 @@ impl Replication for Service {
         &self,
         _: Request<wire::ListStreamsRequest>,
     ) -> Result<Response<wire::ListStreamsResponse>, Status> {
-        let list = self.registry.list();
-        let mut streams = Vec::new();
-        for (name, actor) in ask(async { Ok(list.await) }).await? {
-            // One that ends meanwhile is left out.
-            if let Ok(status) = ask(actor.send(Stat)).await {
-                streams.push(wire::LiveStream {
-                    stream: name.to_string(),
-                    epoch: status.epoch.0,
-                    publishing: status.publishing,
-                });
-            }
-        }
+        let answers = self.registry.ask_all(|| Stat);
+        let answers = ask(async { Ok(answers.await) }).await?;
+        let streams = answers.into_iter().map(|(name, status)| wire::LiveStream {
+            stream: name.to_string(),
+            epoch: status.epoch.0,
+            publishing: status.publishing,
+        });
+        let streams = streams.collect();
         Ok(Response::new(wire::ListStreamsResponse { streams }))
     }
 }

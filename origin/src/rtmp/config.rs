@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use headwater_media::rtmp::Limits;
+use headwater_proto::convert;
 use serde::{Deserialize, Serialize};
 
 /// Settings of `[rtmp]`. The limits protect the process from what one peer may send; the defaults suit every encoder seen.
@@ -24,7 +25,7 @@ pub struct Config {
     pub ping_after_ms: u64,
     /// Silence after which a publisher is dropped (milliseconds).
     pub silence_timeout_ms: u64,
-    /// The longest message (bytes): one coded picture.
+    /// The longest message (bytes): one coded picture. At most what replication carries, 15 MiB.
     pub message_bytes_max: usize,
     /// The longest command or metadata message (bytes).
     pub amf_bytes_max: usize,
@@ -76,7 +77,8 @@ impl Config {
     /// The limits of one connection.
     pub(super) fn limits(&self) -> Limits {
         Limits {
-            message_bytes: self.message_bytes_max,
+            // An edge refuses a longer unit and resumes at it, so that one keyframe would break its calls for ever.
+            message_bytes: self.message_bytes_max.min(convert::PAYLOAD_BYTES_MAX),
             amf_bytes: self.amf_bytes_max,
             chunk_bytes: self.chunk_bytes_max,
             chunk_streams: self.chunk_streams_max,
@@ -99,12 +101,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_defaults_are_the_cores_and_depth_is_capped() {
+    fn the_defaults_are_the_cores_and_depth_and_messages_are_capped() {
         assert_eq!(Config::default().limits(), Limits::default());
         let deep = Config {
             amf_depth_max: 1_000_000,
+            message_bytes_max: 64 << 20,
             ..Config::default()
         };
         assert_eq!(deep.limits().amf_depth, AMF_DEPTH_MAX);
+        assert_eq!(deep.limits().message_bytes, convert::PAYLOAD_BYTES_MAX);
     }
 }
