@@ -7,6 +7,7 @@ pub(crate) mod core;
 mod demux;
 mod fanout;
 pub(crate) mod feedback;
+mod inbound;
 mod outbox;
 mod peer;
 mod run;

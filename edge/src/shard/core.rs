@@ -2,7 +2,7 @@
 //!
 //! Sans-IO: datagrams, packet batches, commands and `now` go in; datagrams to send collect in an [`Outbox`], everything else that is
 //! to be done comes out as [`Event`]s from [`Core::poll_event`]. The shell (`run.rs`) owns the socket and the actors. Sending of media is
-//! in `fanout.rs`.
+//! in `fanout.rs`, reading of datagrams in `inbound.rs`.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -14,33 +14,24 @@ use headwater_media::ice;
 use headwater_media::id::{StreamName, TrackId};
 use headwater_media::rtp::batch::PacketBatch;
 use headwater_media::rtp::ring::Limits;
-use headwater_media::rtp::rtcp;
 use headwater_media::rtx::Resend;
 use headwater_media::time::WallTime;
 use headwater_media::track::{Configuration, StreamInfo};
 use headwater_media::unit::MediaKind;
-use metrics::counter;
 use rand::RngCore;
 use rand::rngs::StdRng;
 use slab::Slab;
 
-use crate::metrics::{DATAGRAMS_REFUSED, FEEDBACK, HANDSHAKES};
 use crate::registry::ReplicaHandle;
 use crate::retransmit::Retransmitters;
-use crate::shard::demux::{Protocol, classify};
 use crate::shard::fanout::{Job, Sent};
-use crate::shard::feedback::{self, Sample};
+use crate::shard::feedback::Sample;
 use crate::shard::outbox::Outbox;
 use crate::shard::peer::{Outgoing, Peer, PeerParts, REPORT_INTERVAL};
 use crate::shard::stream::{SharedRings, Stream};
 use crate::shard::wheel::Wheel;
 use crate::shard::{Credentials, EndReason, Gone, Join, JoinError, ViewerId, ViewerState};
-use crate::transport::dtls::{self, Identity};
-use crate::transport::stun;
-
-/// Transport-wide feedback messages in one datagram (count). Browsers send one; each may speak of thousands of packets in a few bytes, so that
-/// a datagram full of them would cost milliseconds.
-const TRANSPORT_FEEDBACKS_MAX: u32 = 4;
+use crate::transport::dtls::Identity;
 
 /// Bounds of a shard.
 #[derive(Debug, Clone, Copy)]
@@ -92,19 +83,19 @@ pub(crate) enum Event {
 /// See the module.
 pub(crate) struct Core {
     pub(super) options: Options,
-    identity: Arc<Identity>,
+    pub(super) identity: Arc<Identity>,
     random: StdRng,
     pub(super) peers: Slab<Peer>,
     by_id: HashMap<ViewerId, usize>,
-    by_ufrag: HashMap<Box<str>, usize>,
-    by_address: HashMap<SocketAddr, usize>,
+    pub(super) by_ufrag: HashMap<Box<str>, usize>,
+    pub(super) by_address: HashMap<SocketAddr, usize>,
     pub(super) streams: HashMap<StreamName, Stream>,
     /// Media to send: audio first, it is small and late audio is heard.
     pub(super) audio_jobs: VecDeque<Job>,
     pub(super) video_jobs: VecDeque<Job>,
     wheel: Wheel<(usize, ViewerId)>,
     due: Vec<(usize, ViewerId)>,
-    events: VecDeque<Event>,
+    pub(super) events: VecDeque<Event>,
     pub(super) sent: Sent,
 }
 
@@ -343,27 +334,6 @@ impl Core {
         }
     }
 
-    /// A datagram came in.
-    pub(crate) fn handle_datagram(
-        &mut self,
-        now: Instant,
-        wall: WallTime,
-        from: SocketAddr,
-        datagram: &mut [u8],
-        outbox: &mut Outbox,
-    ) {
-        if from.port() == 0 {
-            // Nothing can be sent there.
-            return refused("address");
-        }
-        match classify(datagram) {
-            Protocol::Stun => self.handle_stun(now, from, datagram, outbox),
-            Protocol::Dtls => self.handle_dtls(now, wall, from, datagram, outbox),
-            Protocol::Rtcp => self.handle_rtcp(now, wall, from, datagram),
-            Protocol::Rtp | Protocol::Other => refused("protocol"),
-        }
-    }
-
     /// Timers are due: flights to send again, reports, viewers that are gone.
     pub(crate) fn handle_timeout(&mut self, now: Instant, wall: WallTime, outbox: &mut Outbox) {
         let mut due = std::mem::take(&mut self.due);
@@ -444,123 +414,8 @@ impl Core {
         self.by_id.get(&viewer).copied()
     }
 
-    fn handle_stun(
-        &mut self,
-        now: Instant,
-        from: SocketAddr,
-        datagram: &[u8],
-        outbox: &mut Outbox,
-    ) {
-        let Some(mut request) = stun::Request::parse(datagram) else {
-            return refused("stun");
-        };
-        let Some(slot) = self.by_ufrag.get(request.local_ufrag()).copied() else {
-            // After a restart browsers try their old candidates for a while.
-            return refused("ufrag");
-        };
-        let peer = &mut self.peers[slot];
-        let password = &peer.ice.credentials().local_pwd;
-        let crypto = self.identity.crypto();
-        let authentic =
-            peer.ice.answers_to(request.username()) && request.is_authentic(password, crypto);
-        if !authentic {
-            return refused("stun_integrity");
-        }
-        if request.controlled() {
-            if let Some(answer) = request.role_conflict(password, crypto) {
-                outbox.push(from, &answer);
-            }
-            return;
-        }
-        if let Some(answer) = request.success(from, password, crypto) {
-            outbox.push(from, &answer);
-        }
-        let checked = peer.ice.handle_check(now, from, request.nominates());
-        if let Some(forgotten) = checked.forgotten
-            // A NAT may have given it to another viewer meanwhile.
-            && self.by_address.get(&forgotten) == Some(&slot)
-        {
-            self.by_address.remove(&forgotten);
-        }
-        self.by_address.insert(from, slot);
-    }
-
-    fn handle_dtls(
-        &mut self,
-        now: Instant,
-        wall: WallTime,
-        from: SocketAddr,
-        datagram: &[u8],
-        outbox: &mut Outbox,
-    ) {
-        let Some(slot) = self.by_address.get(&from).copied() else {
-            return refused("address");
-        };
-        let peer = &mut self.peers[slot];
-        if peer.session.is_none() {
-            peer.set_state(ViewerState::Handshaking);
-        }
-        let result = peer.dtls.handle_datagram(now, &self.identity, datagram);
-        peer.flush_dtls(from, outbox);
-        match result {
-            Ok(None) => {}
-            Ok(Some(dtls::Event::Connected(session))) => {
-                counter!(HANDSHAKES, "profile" => session.profile().as_str()).increment(1);
-                let viewer = peer.id;
-                peer.session = Some(session);
-                peer.ice.handle_connected();
-                peer.next_report = Some(now + REPORT_INTERVAL);
-                peer.set_state(ViewerState::Connected);
-                // The first report goes ahead of the first packets, so that lip sync holds from the first frame.
-                if let Some(stream) = self.streams.get(&peer.stream) {
-                    peer.report(wall, &stream.timeline, false, outbox);
-                }
-                self.events.push_back(Event::Connected { viewer });
-                self.start_video(viewer);
-            }
-            Ok(Some(dtls::Event::Closed)) => {
-                return self.end(now, wall, slot, EndReason::Closed, outbox);
-            }
-            Err(error) => {
-                tracing::debug!(viewer = %peer.id, %error, "no DTLS association");
-                return self.end(now, wall, slot, EndReason::HandshakeFailed, outbox);
-            }
-        }
-        self.schedule(slot);
-    }
-
-    fn handle_rtcp(&mut self, now: Instant, wall: WallTime, from: SocketAddr, datagram: &mut [u8]) {
-        let Some(slot) = self.by_address.get(&from).copied() else {
-            return refused("address");
-        };
-        let peer = &mut self.peers[slot];
-        let Some(session) = &mut peer.session else {
-            return refused("early");
-        };
-        let Ok(plain) = session.feedback.open(datagram) else {
-            return refused("srtcp");
-        };
-        peer.ice.handle_traffic(now, from);
-        let mut arrivals = 0;
-        for packet in rtcp::packets(plain) {
-            let Ok(packet) = packet else {
-                return refused("rtcp");
-            };
-            if matches!(packet, rtcp::Packet::TransportFeedback(_)) {
-                arrivals += 1;
-                if arrivals > TRANSPORT_FEEDBACKS_MAX {
-                    return refused("rtcp");
-                }
-            }
-            if let Some((kind, event)) = feedback::event(peer, wall, packet) {
-                counter!(FEEDBACK, "kind" => kind).increment(1);
-                self.events.push_back(event);
-            }
-        }
-    }
-
     /// Ends a viewer and forgets everything about it.
-    fn end(
+    pub(super) fn end(
         &mut self,
         now: Instant,
         wall: WallTime,
@@ -606,7 +461,7 @@ impl Core {
     }
 
     /// Puts a viewer on the wheel, unless it is called early enough already.
-    fn schedule(&mut self, slot: usize) {
+    pub(super) fn schedule(&mut self, slot: usize) {
         let Some(peer) = self.peers.get_mut(slot) else {
             return;
         };
@@ -624,8 +479,4 @@ fn track_of(info: &StreamInfo, fits: impl Fn(&Configuration) -> bool) -> Option<
         .iter()
         .find(|track| fits(&track.configuration))
         .map(|track| track.id)
-}
-
-fn refused(reason: &'static str) {
-    counter!(DATAGRAMS_REFUSED, "reason" => reason).increment(1);
 }
