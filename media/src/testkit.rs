@@ -1,6 +1,8 @@
-//! What tests build scenes from: a seeded generator of random numbers and of media, and a start of virtual time.
+//! What tests build scenes from: a seeded generator of random numbers and of media, a bad network, and a start of virtual time.
 //!
 //! Behind the feature `testkit`; no production code depends on it. Everything repeats from its seed.
+
+mod link;
 
 use std::time::Instant;
 
@@ -10,6 +12,8 @@ use crate::codec::h264;
 use crate::id::{Epoch, TrackId};
 use crate::time::{MediaTime, WallTime};
 use crate::unit::AccessUnit;
+
+pub use self::link::{Conditions, Link, Loss, Tally};
 
 /// Where a test's virtual time begins; the test adds to it.
 #[expect(
