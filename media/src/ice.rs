@@ -1,14 +1,14 @@
-//! ICE-lite (RFC 8445 section 2.5) for one viewer: which of its addresses we send to, and when it is gone.
+//! ICE-lite (RFC 8445 section 2.5) for one viewer: which of its paths we send to, and when it is gone.
 //!
 //! The lite side never checks; it answers checks, which the transport has authenticated before they come here, and learns
 //! from them. Three rules:
 //!
-//! - The first authenticated address is used at once, so that DTLS need not wait for the nomination; USE-CANDIDATE
-//!   settles it. Browsers nominate aggressively and go on checking several pairs with USE-CANDIDATE, so a nominated address
+//! - The first authenticated path is used at once, so that DTLS need not wait for the nomination; USE-CANDIDATE
+//!   settles it. Browsers nominate aggressively and go on checking several pairs with USE-CANDIDATE, so a nominated path
 //!   is left for another one only when nothing authentic came from it for [`Options::switch_after`].
 //! - Consent (RFC 7675) is by time: a viewer whose checks stop is gone after [`Options::expire_after`], one that never
 //!   finished connecting after [`Options::connect_within`].
-//! - A restart (RFC 8445 section 9) replaces the credentials at once and keeps sending to the old address until a check with the
+//! - A restart (RFC 8445 section 9) replaces the credentials at once and keeps sending on the old path until a check with the
 //!   new ones arrives, which then decides anew.
 
 use std::net::SocketAddr;
@@ -16,13 +16,59 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-/// Addresses remembered per viewer (count). A browser with a few interfaces checks from as many.
-const ADDRESSES_MAX: usize = 8;
+/// Paths remembered per viewer (count). A browser with a few interfaces checks from as many.
+const PATHS_MAX: usize = 8;
+
+/// What carries a path's datagrams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Transport {
+    /// As they are.
+    Udp,
+    /// Framed in a connection that the viewer opened (RFC 6544, RFC 4571).
+    Tcp,
+}
+
+/// A way to a viewer: from our media port, which is one per transport, to this address. Two viewers never share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Path {
+    /// How.
+    pub transport: Transport,
+    /// Where to.
+    pub address: SocketAddr,
+}
+
+impl Path {
+    /// By UDP.
+    pub const fn udp(address: SocketAddr) -> Self {
+        Self {
+            transport: Transport::Udp,
+            address,
+        }
+    }
+
+    /// By the TCP connection from there.
+    pub const fn tcp(address: SocketAddr) -> Self {
+        Self {
+            transport: Transport::Tcp,
+            address,
+        }
+    }
+}
+
+impl std::fmt::Display for Path {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let transport = match self.transport {
+            Transport::Udp => "udp",
+            Transport::Tcp => "tcp",
+        };
+        write!(f, "{transport}/{}", self.address)
+    }
+}
 
 /// Time limits of an [`Agent`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// A nominated address that was silent this long gives way to another nominated one. Chromium checks every 2.66 s.
+    /// A nominated path that was silent this long gives way to another nominated one. Chromium checks every 2.66 s.
     pub switch_after: Duration,
     /// Without a check for this long the viewer is gone (RFC 7675 section 5.1 has 30 s).
     pub expire_after: Duration,
@@ -64,10 +110,10 @@ impl std::fmt::Debug for Credentials {
 /// What a check changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Checked {
-    /// The address to send to is another one now: [`Agent::selected`].
+    /// The path to send on is another one now: [`Agent::selected`].
     pub moved: bool,
-    /// This address, once authenticated, is forgotten; datagrams from it are nobody's.
-    pub forgotten: Option<SocketAddr>,
+    /// This path, once authenticated, is forgotten; datagrams from it are nobody's.
+    pub forgotten: Option<Path>,
 }
 
 /// The lite agent of one viewer. Feed it checks and authentic traffic; ask [`Agent::poll_timeout`] when to look at [`Agent::gone`].
@@ -75,9 +121,9 @@ pub struct Checked {
 pub struct Agent {
     options: Options,
     credentials: Credentials,
-    /// Addresses that passed a check with the present or an earlier password, with the time something authentic last came.
-    addresses: SmallVec<[(SocketAddr, Instant); 2]>,
-    selected: Option<SocketAddr>,
+    /// Paths that passed a check with the present or an earlier password, with the time something authentic last came.
+    paths: SmallVec<[(Path, Instant); 2]>,
+    selected: Option<Path>,
     nominated: bool,
     /// When the viewer joined, or its last check came.
     consent: Instant,
@@ -91,7 +137,7 @@ impl Agent {
         Self {
             options,
             credentials,
-            addresses: SmallVec::new(),
+            paths: SmallVec::new(),
             selected: None,
             nominated: false,
             consent: now,
@@ -106,18 +152,18 @@ impl Agent {
     }
 
     /// Where to send.
-    pub const fn selected(&self) -> Option<SocketAddr> {
+    pub const fn selected(&self) -> Option<Path> {
         self.selected
     }
 
     /// Datagrams from here are this viewer's.
-    pub fn knows(&self, address: SocketAddr) -> bool {
-        self.addresses.iter().any(|(known, _)| *known == address)
+    pub fn knows(&self, path: Path) -> bool {
+        self.paths.iter().any(|(known, _)| *known == path)
     }
 
-    /// All addresses that [`Agent::knows`] is true for.
-    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.addresses.iter().map(|(address, _)| *address)
+    /// All paths that [`Agent::knows`] is true for.
+    pub fn paths(&self) -> impl Iterator<Item = Path> + '_ {
+        self.paths.iter().map(|(path, _)| *path)
     }
 
     /// `username` is a check's for us: `local:remote` (RFC 8445 section 7.2.2).
@@ -128,7 +174,7 @@ impl Agent {
     }
 
     /// A check passed authentication. `nominates`: it carries USE-CANDIDATE.
-    pub fn handle_check(&mut self, now: Instant, from: SocketAddr, nominates: bool) -> Checked {
+    pub fn handle_check(&mut self, now: Instant, from: Path, nominates: bool) -> Checked {
         self.consent = self.consent.max(now);
         let forgotten = self.remember(now, from);
         let moved = match self.selected {
@@ -147,12 +193,8 @@ impl Agent {
     }
 
     /// Something else that is authentic came, such as SRTCP.
-    pub fn handle_traffic(&mut self, now: Instant, from: SocketAddr) {
-        if let Some((_, heard)) = self
-            .addresses
-            .iter_mut()
-            .find(|(address, _)| *address == from)
-        {
+    pub fn handle_traffic(&mut self, now: Instant, from: Path) {
+        if let Some((_, heard)) = self.paths.iter_mut().find(|(path, _)| *path == from) {
             *heard = now.max(*heard);
         }
     }
@@ -184,33 +226,33 @@ impl Agent {
         now >= self.poll_timeout()
     }
 
-    fn is_silent(&self, now: Instant, address: SocketAddr) -> bool {
-        self.addresses
+    fn is_silent(&self, now: Instant, path: Path) -> bool {
+        self.paths
             .iter()
-            .find(|(known, _)| *known == address)
+            .find(|(known, _)| *known == path)
             .is_none_or(|(_, heard)| {
                 now.saturating_duration_since(*heard) >= self.options.switch_after
             })
     }
 
     /// Notes that `from` was heard; forgets the one that has been silent longest when there are too many.
-    fn remember(&mut self, now: Instant, from: SocketAddr) -> Option<SocketAddr> {
+    fn remember(&mut self, now: Instant, from: Path) -> Option<Path> {
         if self.knows(from) {
             self.handle_traffic(now, from);
             return None;
         }
         let mut forgotten = None;
-        if self.addresses.len() >= ADDRESSES_MAX {
+        if self.paths.len() >= PATHS_MAX {
             let oldest = self
-                .addresses
+                .paths
                 .iter()
                 .enumerate()
-                .filter(|(_, (address, _))| Some(*address) != self.selected)
+                .filter(|(_, (path, _))| Some(*path) != self.selected)
                 .min_by_key(|(_, (_, heard))| *heard)
                 .map(|(i, _)| i);
-            forgotten = oldest.map(|i| self.addresses.swap_remove(i).0);
+            forgotten = oldest.map(|i| self.paths.swap_remove(i).0);
         }
-        self.addresses.push((from, now));
+        self.paths.push((from, now));
         forgotten
     }
 }
@@ -231,8 +273,8 @@ mod tests {
         }
     }
 
-    fn address(port: u16) -> SocketAddr {
-        SocketAddr::from(([192, 0, 2, 1], port))
+    fn path(port: u16) -> Path {
+        Path::udp(SocketAddr::from(([192, 0, 2, 1], port)))
     }
 
     #[expect(clippy::disallowed_methods, reason = "virtual time starts somewhere")]
@@ -243,30 +285,30 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn the_first_address_is_used_until_another_is_nominated() {
+    fn the_first_path_is_used_until_another_is_nominated() {
         let now = start();
         let mut agent = agent(now);
-        assert!(agent.handle_check(now, address(1), false).moved);
-        assert!(!agent.handle_check(now, address(2), false).moved);
-        assert_eq!(agent.selected(), Some(address(1)));
-        assert!(agent.handle_check(now, address(2), true).moved);
-        assert_eq!(agent.selected(), Some(address(2)));
+        assert!(agent.handle_check(now, path(1), false).moved);
+        assert!(!agent.handle_check(now, path(2), false).moved);
+        assert_eq!(agent.selected(), Some(path(1)));
+        assert!(agent.handle_check(now, path(2), true).moved);
+        assert_eq!(agent.selected(), Some(path(2)));
     }
 
     #[test]
-    fn a_nominated_address_is_left_only_when_silent() {
+    fn a_nominated_path_is_left_only_when_silent() {
         let now = start();
         let mut agent = agent(now);
-        agent.handle_check(now, address(1), true);
+        agent.handle_check(now, path(1), true);
         // A browser keeps checking its second pair.
         for second in 1..6 {
             let now = now + SECOND * second;
-            agent.handle_traffic(now - SECOND / 2, address(1));
-            assert!(!agent.handle_check(now, address(2), true).moved);
+            agent.handle_traffic(now - SECOND / 2, path(1));
+            assert!(!agent.handle_check(now, path(2), true).moved);
         }
         let silent = now + SECOND * 6 + SECOND * 2;
-        assert!(!agent.handle_check(silent, address(2), false).moved);
-        assert!(agent.handle_check(silent, address(2), true).moved);
+        assert!(!agent.handle_check(silent, path(2), false).moved);
+        assert!(agent.handle_check(silent, path(2), true).moved);
     }
 
     #[test]
@@ -290,7 +332,7 @@ mod tests {
         let mut agent = agent(now);
         // Checks alone don't keep it: DTLS must come.
         for second in 0..30 {
-            agent.handle_check(now + SECOND * second, address(1), true);
+            agent.handle_check(now + SECOND * second, path(1), true);
             assert!(!agent.gone(now + SECOND * second));
         }
         assert!(agent.gone(now + SECOND * 30));
@@ -300,13 +342,13 @@ mod tests {
     fn consent_lasts_as_long_as_checks_come() {
         let now = start();
         let mut agent = agent(now);
-        agent.handle_check(now, address(1), true);
+        agent.handle_check(now, path(1), true);
         agent.handle_connected();
         for second in (0..300).step_by(3) {
-            agent.handle_check(now + SECOND * second, address(1), true);
+            agent.handle_check(now + SECOND * second, path(1), true);
         }
         let last = now + SECOND * 297;
-        agent.handle_traffic(last + SECOND * 29, address(1));
+        agent.handle_traffic(last + SECOND * 29, path(1));
         assert_eq!(agent.poll_timeout(), last + SECOND * 30);
         assert!(!agent.gone(last + SECOND * 29));
         assert!(agent.gone(last + SECOND * 30));
@@ -316,29 +358,29 @@ mod tests {
     fn a_restart_voids_the_old_fragment_and_moves_with_the_first_nomination() {
         let now = start();
         let mut agent = agent(now);
-        agent.handle_check(now, address(1), true);
+        agent.handle_check(now, path(1), true);
         agent.handle_connected();
         agent.handle_restart(now, credentials("L2"));
         assert!(!agent.answers_to("L:R"));
         assert!(agent.answers_to("L2:R"));
-        assert_eq!(agent.selected(), Some(address(1)));
-        assert!(agent.handle_check(now, address(2), true).moved);
-        assert_eq!(agent.selected(), Some(address(2)));
-        assert!(agent.knows(address(1)));
+        assert_eq!(agent.selected(), Some(path(1)));
+        assert!(agent.handle_check(now, path(2), true).moved);
+        assert_eq!(agent.selected(), Some(path(2)));
+        assert!(agent.knows(path(1)));
     }
 
     #[test]
-    fn addresses_are_bounded_and_the_selected_one_stays() {
+    fn paths_are_bounded_and_the_selected_one_stays() {
         let now = start();
         let mut agent = agent(now);
-        agent.handle_check(now, address(1), true);
+        agent.handle_check(now, path(1), true);
         let mut forgotten = 0;
         for port in 2..100 {
-            let checked = agent.handle_check(now + SECOND, address(port), false);
+            let checked = agent.handle_check(now + SECOND, path(port), false);
             forgotten += usize::from(checked.forgotten.is_some());
         }
-        assert_eq!(forgotten, 99 - ADDRESSES_MAX);
-        assert_eq!(agent.addresses().count(), ADDRESSES_MAX);
-        assert!(agent.knows(address(1)));
+        assert_eq!(forgotten, 99 - PATHS_MAX);
+        assert_eq!(agent.paths().count(), PATHS_MAX);
+        assert!(agent.knows(path(1)));
     }
 }

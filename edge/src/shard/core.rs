@@ -5,12 +5,11 @@
 //! in `fanout.rs`, reading of datagrams in `inbound.rs`.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use headwater_media::codec::opus;
-use headwater_media::ice;
+use headwater_media::ice::{self, Path};
 use headwater_media::id::{StreamName, TrackId};
 use headwater_media::rtp::batch::PacketBatch;
 use headwater_media::rtp::ring::Limits;
@@ -88,7 +87,7 @@ pub(crate) struct Core {
     pub(super) peers: Slab<Peer>,
     by_id: HashMap<ViewerId, usize>,
     pub(super) by_ufrag: HashMap<Box<str>, usize>,
-    pub(super) by_address: HashMap<SocketAddr, usize>,
+    pub(super) by_path: HashMap<Path, usize>,
     pub(super) streams: HashMap<StreamName, Stream>,
     /// Media to send: audio first, it is small and late audio is heard.
     pub(super) audio_jobs: VecDeque<Job>,
@@ -114,7 +113,7 @@ impl Core {
             peers: Slab::new(),
             by_id: HashMap::new(),
             by_ufrag: HashMap::new(),
-            by_address: HashMap::new(),
+            by_path: HashMap::new(),
             streams: HashMap::new(),
             audio_jobs: VecDeque::new(),
             video_jobs: VecDeque::new(),
@@ -356,12 +355,12 @@ impl Core {
                 self.end(now, wall, slot, reason, outbox);
                 continue;
             }
-            if let Some(address) = peer.ice.selected() {
+            if let Some(path) = peer.ice.selected() {
                 if peer.dtls.handle_timeout(now).is_err() {
                     self.end(now, wall, slot, EndReason::HandshakeFailed, outbox);
                     continue;
                 }
-                peer.flush_dtls(address, outbox);
+                peer.flush_dtls(path, outbox);
             }
             if peer.next_report.is_some_and(|at| at <= now) {
                 peer.next_report = Some(now + REPORT_INTERVAL);
@@ -428,9 +427,9 @@ impl Core {
         };
         self.by_id.remove(&peer.id);
         self.by_ufrag.remove(&peer.ice.credentials().local_ufrag);
-        for address in peer.ice.addresses() {
-            if self.by_address.get(&address) == Some(&slot) {
-                self.by_address.remove(&address);
+        for path in peer.ice.paths() {
+            if self.by_path.get(&path) == Some(&slot) {
+                self.by_path.remove(&path);
             }
         }
         let mut last = false;
@@ -443,8 +442,8 @@ impl Core {
             last = stream.peers.is_empty();
         }
         peer.dtls.close(now);
-        if let Some(address) = peer.ice.selected() {
-            peer.flush_dtls(address, outbox);
+        if let Some(path) = peer.ice.selected() {
+            peer.flush_dtls(path, outbox);
         }
         peer.set_state(ViewerState::Ended);
         if last {

@@ -1,8 +1,8 @@
 //! What viewers' datagrams do to a shard: checks, handshakes, feedback.
 
-use std::net::SocketAddr;
 use std::time::Instant;
 
+use headwater_media::ice::Path;
 use headwater_media::rtp::rtcp;
 use headwater_media::time::WallTime;
 use metrics::counter;
@@ -25,11 +25,11 @@ impl Core {
         &mut self,
         now: Instant,
         wall: WallTime,
-        from: SocketAddr,
+        from: Path,
         datagram: &mut [u8],
         outbox: &mut Outbox,
     ) {
-        if from.port() == 0 {
+        if from.address.port() == 0 {
             // Nothing can be sent there.
             return refused("address");
         }
@@ -41,13 +41,7 @@ impl Core {
         }
     }
 
-    fn handle_stun(
-        &mut self,
-        now: Instant,
-        from: SocketAddr,
-        datagram: &[u8],
-        outbox: &mut Outbox,
-    ) {
+    fn handle_stun(&mut self, now: Instant, from: Path, datagram: &[u8], outbox: &mut Outbox) {
         let Some(mut request) = stun::Request::parse(datagram) else {
             return refused("stun");
         };
@@ -69,28 +63,28 @@ impl Core {
             }
             return;
         }
-        if let Some(answer) = request.success(from, password, crypto) {
+        if let Some(answer) = request.success(from.address, password, crypto) {
             outbox.push(from, &answer);
         }
         let checked = peer.ice.handle_check(now, from, request.nominates());
         if let Some(forgotten) = checked.forgotten
             // A NAT may have given it to another viewer meanwhile.
-            && self.by_address.get(&forgotten) == Some(&slot)
+            && self.by_path.get(&forgotten) == Some(&slot)
         {
-            self.by_address.remove(&forgotten);
+            self.by_path.remove(&forgotten);
         }
-        self.by_address.insert(from, slot);
+        self.by_path.insert(from, slot);
     }
 
     fn handle_dtls(
         &mut self,
         now: Instant,
         wall: WallTime,
-        from: SocketAddr,
+        from: Path,
         datagram: &[u8],
         outbox: &mut Outbox,
     ) {
-        let Some(slot) = self.by_address.get(&from).copied() else {
+        let Some(slot) = self.by_path.get(&from).copied() else {
             return refused("address");
         };
         let peer = &mut self.peers[slot];
@@ -126,8 +120,8 @@ impl Core {
         self.schedule(slot);
     }
 
-    fn handle_rtcp(&mut self, now: Instant, wall: WallTime, from: SocketAddr, datagram: &mut [u8]) {
-        let Some(slot) = self.by_address.get(&from).copied() else {
+    fn handle_rtcp(&mut self, now: Instant, wall: WallTime, from: Path, datagram: &mut [u8]) {
+        let Some(slot) = self.by_path.get(&from).copied() else {
             return refused("address");
         };
         let peer = &mut self.peers[slot];

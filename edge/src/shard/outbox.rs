@@ -3,8 +3,9 @@
 //! A run is consecutive datagrams to one viewer that the kernel cuts from one message (UDP_SEGMENT): all have the same size but the
 //! last, which may be smaller. Nothing here is allocated once the arena has grown to its working size.
 
-use std::net::SocketAddr;
 use std::ops::Range;
+
+use headwater_media::ice::Path;
 
 /// Datagrams in a run (count): UDP_MAX_SEGMENTS of kernels before 6.9.
 const SEGMENTS_MAX: usize = 64;
@@ -21,8 +22,8 @@ const FULL_MESSAGES: usize = 256;
 /// A message for the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Message {
-    /// The viewer's address.
-    pub(crate) to: SocketAddr,
+    /// The way to the viewer.
+    pub(crate) to: Path,
     /// Its bytes in the arena.
     pub(crate) range: Range<usize>,
     /// Size of each datagram but the last; `None` when it is a single one.
@@ -40,7 +41,7 @@ pub(crate) struct Outbox {
 
 #[derive(Debug)]
 struct Run {
-    to: SocketAddr,
+    to: Path,
     range: Range<usize>,
     segment: usize,
     segments: usize,
@@ -53,7 +54,7 @@ impl Outbox {
     /// Joins the run before it if that is possible.
     pub(crate) fn push_with<R>(
         &mut self,
-        to: SocketAddr,
+        to: Path,
         length: usize,
         write: impl FnOnce(&mut [u8]) -> Option<R>,
     ) -> Option<R> {
@@ -90,7 +91,7 @@ impl Outbox {
     }
 
     /// Appends a datagram.
-    pub(crate) fn push(&mut self, to: SocketAddr, datagram: &[u8]) {
+    pub(crate) fn push(&mut self, to: Path, datagram: &[u8]) {
         self.push_with(to, datagram.len(), |out| {
             out.copy_from_slice(datagram);
             Some(())
@@ -138,22 +139,24 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
-    fn address(port: u16) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], port))
+    fn path(port: u16) -> Path {
+        Path::udp(SocketAddr::from(([127, 0, 0, 1], port)))
     }
 
     fn runs(sizes: &[(u16, usize)]) -> Vec<(u16, usize, Option<u16>)> {
         let mut outbox = Outbox::default();
         for (port, size) in sizes {
-            outbox.push(address(*port), &vec![0; *size]);
+            outbox.push(path(*port), &vec![0; *size]);
         }
         outbox
             .messages()
             .0
             .iter()
-            .map(|m| (m.to.port(), m.range.len(), m.segment))
+            .map(|m| (m.to.address.port(), m.range.len(), m.segment))
             .collect()
     }
 
@@ -189,8 +192,8 @@ mod tests {
     #[test]
     fn a_failed_write_leaves_nothing() {
         let mut outbox = Outbox::default();
-        outbox.push(address(1), &[1; 10]);
-        assert_eq!(outbox.push_with(address(1), 10, |_| None::<()>), None);
+        outbox.push(path(1), &[1; 10]);
+        assert_eq!(outbox.push_with(path(1), 10, |_| None::<()>), None);
         let (messages, bytes) = outbox.messages();
         assert_eq!((messages.len(), bytes.len()), (1, 10));
     }

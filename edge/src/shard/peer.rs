@@ -4,14 +4,13 @@
 //! upstream: [`Outgoing`] counts them by itself and only its `position` refers to the stream's packets.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use headwater_media::codec::opus;
-use headwater_media::ice;
+use headwater_media::ice::{self, Path};
 use headwater_media::id::{StreamName, TrackId};
 use headwater_media::rtp::batch::PacketBatch;
 use headwater_media::rtp::header::{Layout, PacketFields, UnitFields};
@@ -257,7 +256,7 @@ impl Peer {
         batch: &PacketBatch,
         outbox: &mut Outbox,
     ) -> (u64, u64) {
-        let (Some(session), Some(address)) = (&self.session, self.ice.selected()) else {
+        let (Some(session), Some(path)) = (&self.session, self.ice.selected()) else {
             return (0, 0);
         };
         let outgoing = match kind {
@@ -288,7 +287,7 @@ impl Peer {
             };
             let rollover = rollover(outgoing.sequence);
             let length = template.len() + payload.len() + tag_bytes;
-            outbox.push_with(address, length, |packet| {
+            outbox.push_with(path, length, |packet| {
                 let header = template.write(packet, &fields)?;
                 packet
                     .get_mut(header..header + payload.len())?
@@ -334,7 +333,7 @@ impl Peer {
         rings: &Rings,
         outbox: &mut Outbox,
     ) -> u64 {
-        let (Some(session), Some(address)) = (&self.session, self.ice.selected()) else {
+        let (Some(session), Some(path)) = (&self.session, self.ice.selected()) else {
             return 0;
         };
         let outgoing = match kind {
@@ -376,7 +375,7 @@ impl Peer {
             // The original sequence number goes between header and payload, and is encrypted with it.
             let header = template.len();
             let length = header + 2 + payload.len() + tag_bytes;
-            let sent = outbox.push_with(address, length, |packet| {
+            let sent = outbox.push_with(path, length, |packet| {
                 let start = template.write_rtx(packet, &fields, low16(resend.sequence))?;
                 packet
                     .get_mut(start..start + payload.len())?
@@ -407,7 +406,7 @@ impl Peer {
         bye: bool,
         outbox: &mut Outbox,
     ) {
-        let (Some(session), Some(address)) = (&mut self.session, self.ice.selected()) else {
+        let (Some(session), Some(path)) = (&mut self.session, self.ice.selected()) else {
             return;
         };
         let Some(media_time) = timeline.media_time(wall) else {
@@ -428,7 +427,7 @@ impl Peer {
                 rtcp::write_bye(&mut compound, &[outgoing.ssrc]);
             }
             if session.control.seal(&mut compound).is_ok() {
-                outbox.push(address, &compound);
+                outbox.push(path, &compound);
             }
         }
     }
@@ -441,7 +440,7 @@ impl Peer {
     }
 
     /// Queues what the DTLS association wants sent.
-    pub(crate) fn flush_dtls(&mut self, to: SocketAddr, outbox: &mut Outbox) {
+    pub(crate) fn flush_dtls(&mut self, to: Path, outbox: &mut Outbox) {
         while let Some(datagram) = self.dtls.poll_transmit() {
             outbox.push(to, &datagram);
         }

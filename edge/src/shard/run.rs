@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use headwater_media::ice::Path;
 use headwater_media::id::StreamName;
 use headwater_media::time::WallTime;
 use headwater_media::track::StreamInfo;
@@ -195,7 +196,7 @@ impl Shell {
         for _ in 0..TURN_READS {
             let core = &mut self.core;
             let received = self.socket.receive(|from, datagram| {
-                core.handle_datagram(now, wall, from, datagram, outbox);
+                core.handle_datagram(now, wall, Path::udp(from), datagram, outbox);
             });
             // Handshakes are the dear ones, a quarter of a millisecond each.
             if received == 0 || self.clock.now() >= now + SLICE {

@@ -213,8 +213,11 @@ impl Socket {
             .count();
         let batch = &messages[..count];
         self.addresses.clear();
-        self.addresses
-            .extend(batch.iter().map(|m| Some(SockaddrStorage::from(m.to))));
+        self.addresses.extend(
+            batch
+                .iter()
+                .map(|m| Some(SockaddrStorage::from(m.to.address))),
+        );
         let slices: Vec<[IoSlice<'_>; 1]> = batch
             .iter()
             .map(|m| [IoSlice::new(&bytes[m.range.clone()])])
@@ -254,8 +257,10 @@ impl Socket {
             .map(|datagram| [IoSlice::new(datagram)])
             .collect();
         self.addresses.clear();
-        self.addresses
-            .resize(slices.len(), Some(SockaddrStorage::from(message.to)));
+        self.addresses.resize(
+            slices.len(),
+            Some(SockaddrStorage::from(message.to.address)),
+        );
         // What a full buffer keeps back of the run counts as lost on the way; NACK brings it.
         sendmmsg(
             self.socket.as_raw_fd(),
@@ -279,6 +284,8 @@ fn std_address(storage: &SockaddrStorage) -> Option<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use headwater_media::ice::Path;
+
     use super::*;
 
     fn pair() -> (Socket, Socket, SocketAddr, SocketAddr) {
@@ -308,7 +315,7 @@ mod tests {
             let mut outbox = Outbox::default();
             for i in 0..100_u8 {
                 let size = if i % 10 == 9 { 300 } else { 1200 };
-                outbox.push(to, &vec![i; size]);
+                outbox.push(Path::udp(to), &vec![i; size]);
             }
             a.send(&mut outbox).await;
             assert!(outbox.is_empty());
@@ -325,9 +332,9 @@ mod tests {
     async fn an_address_that_cannot_be_reached_costs_only_its_own_messages() {
         let (mut a, mut b, _, to) = pair();
         let mut outbox = Outbox::default();
-        outbox.push(to, b"one");
-        outbox.push("0.0.0.1:1".parse().unwrap(), b"nobody");
-        outbox.push(to, b"two");
+        outbox.push(Path::udp(to), b"one");
+        outbox.push(Path::udp("0.0.0.1:1".parse().unwrap()), b"nobody");
+        outbox.push(Path::udp(to), b"two");
         a.send(&mut outbox).await;
         let received = receive_all(&mut b, 2).await;
         assert_eq!(received[1].1, b"two");

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use headwater_media::codec::opus;
-use headwater_media::ice;
+use headwater_media::ice::{self, Path};
 use headwater_media::id::{Bitrate, Epoch, StreamName, TrackId};
 use headwater_media::rtp::batch::PacketBatch;
 use headwater_media::rtp::packetizer::{H264Packetizer, OpusPacketizer};
@@ -53,13 +53,13 @@ struct World {
     audio_packets: OpusPacketizer,
     events: Vec<Event>,
     /// Datagrams on their way to viewers.
-    wire: VecDeque<(SocketAddr, Vec<u8>)>,
+    wire: VecDeque<(Path, Vec<u8>)>,
 }
 
 /// A viewer's end.
 struct Peer {
     id: ViewerId,
-    address: SocketAddr,
+    path: Path,
     ufrag: String,
     client: Client,
     counters: Arc<Counters>,
@@ -188,7 +188,7 @@ impl World {
         let counters = Arc::new(Counters::default());
         let peer = Peer {
             id: ViewerId(number),
-            address: SocketAddr::from(([192, 0, 2, 1], port)),
+            path: Path::udp(SocketAddr::from(([192, 0, 2, 1], port))),
             ufrag: format!("u{number}"),
             client,
             counters,
@@ -236,7 +236,7 @@ impl World {
     }
 
     /// A datagram of a viewer comes in.
-    fn receive(&mut self, from: SocketAddr, datagram: &[u8]) {
+    fn receive(&mut self, from: Path, datagram: &[u8]) {
         let wall = self.wall();
         let mut datagram = datagram.to_vec();
         self.core
@@ -246,7 +246,7 @@ impl World {
 
     fn check(&mut self, peer: &Peer) {
         let username = format!("{}:remote", peer.ufrag);
-        self.receive(peer.address, &check(&username, PWD, true));
+        self.receive(peer.path, &check(&username, PWD, true));
     }
 
     /// Carries datagrams both ways until nobody has any.
@@ -255,11 +255,11 @@ impl World {
             let mut idle = true;
             while let Some(datagram) = peer.client.poll_transmit() {
                 idle = false;
-                self.receive(peer.address, &datagram);
+                self.receive(peer.path, &datagram);
             }
             let wire = std::mem::take(&mut self.wire);
             for (to, datagram) in wire {
-                if to == peer.address {
+                if to == peer.path {
                     idle = false;
                     peer.handle(self.now, &datagram);
                 } else {
@@ -559,7 +559,7 @@ async fn lost_packets_come_again_on_the_rtx_ssrc() {
     nack.extend_from_slice(&lost.sequence.to_be_bytes());
     nack.extend_from_slice(&[0, 0b10]);
     let nack = peer.feedback(&nack);
-    world.receive(peer.address, &nack);
+    world.receive(peer.path, &nack);
     let asked = world.events.iter().find_map(|event| match event {
         Event::Nacked { viewer, kind, lost } => Some((*viewer, *kind, lost.clone())),
         _ => None,
@@ -628,7 +628,7 @@ async fn a_wish_for_a_keyframe_is_answered_from_the_ring() {
     let mut pli = vec![0x81, 206, 0, 2, 0, 0, 0, 1];
     pli.extend_from_slice(&VIDEO_SSRC.to_be_bytes());
     let pli = peer.feedback(&pli);
-    world.receive(peer.address, &pli);
+    world.receive(peer.path, &pli);
     assert!(matches!(
         world.events.last(),
         Some(Event::KeyframeAsked { viewer }) if *viewer == peer.id
@@ -733,7 +733,7 @@ async fn a_restart_keeps_the_keys_and_voids_the_old_fragment() {
 
     // The viewer comes from another network now.
     peer.ufrag = "new".to_owned();
-    peer.address = "198.51.100.7:9".parse().unwrap();
+    peer.path = Path::udp("198.51.100.7:9".parse().unwrap());
     world.check(&peer);
     world.exchange(&mut peer);
     assert_eq!(peer.answers, answers + 1);
@@ -849,7 +849,7 @@ async fn a_full_shard_and_a_taken_fragment_are_said() {
 async fn strangers_get_no_answer_and_cost_nothing() {
     let mut world = World::new();
     let peer = world.join(1, vec![GCM]);
-    let stranger: SocketAddr = "203.0.113.1:1".parse().unwrap();
+    let stranger = Path::udp("203.0.113.1:1".parse().unwrap());
     for datagram in [
         check("u1:remote", "another password", true),
         check("u1:somebody", PWD, true),
