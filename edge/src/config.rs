@@ -30,6 +30,8 @@ pub struct Config {
     pub public_url: Option<String>,
     /// Viewers one shard takes (count); past it a join is refused with 503.
     pub viewers_per_shard: usize,
+    /// What this edge may send to viewers (Mbit/s, UDP and IP headers included); past it a join is refused with 503. 0: no limit.
+    pub egress_mbps_max: u32,
     /// Streams this edge replicates at a time (count).
     pub streams_max: usize,
     /// How long a replica without viewers stays subscribed (seconds).
@@ -69,6 +71,7 @@ impl Default for Config {
             advertise: None,
             public_url: None,
             viewers_per_shard: 4000,
+            egress_mbps_max: 0,
             streams_max: 1000,
             linger_seconds: 10,
             stream_lost_seconds: 30,

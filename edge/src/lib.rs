@@ -30,7 +30,9 @@ mod viewer;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use ::metrics::gauge;
 use actix_rt::Arbiter;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -47,7 +49,7 @@ use crate::http::EdgeState;
 use crate::locate::LiveStream;
 use crate::registry::{Options, Registry};
 use crate::sessions::Sessions;
-use crate::shard::Threads;
+use crate::shard::{Shards, Threads};
 
 /// Why an edge did not start.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +76,7 @@ pub struct Edge {
     http: http::Http,
     media: Threads,
     announcer: JoinHandle<()>,
+    load_gauge: JoinHandle<()>,
     replicas: Arbiter,
     report: Arc<EdgeReport>,
 }
@@ -108,11 +111,11 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
         grpc_url: config.advertise.clone().unwrap_or_default(),
         public_url: config.public_url.clone(),
     };
-    let capacity = shards.len().saturating_mul(config.viewers_per_shard);
     let announcer = announce::spawn(&node, announcement, {
-        let shards = shards.clone();
-        move || std::future::ready(announce::ratio(shards.viewers(), capacity))
+        let (shards, clock) = (shards.clone(), node.clock.clone());
+        move || std::future::ready(shards.load(clock.now()).min(1.0))
     });
+    let load_gauge = show_load(&node, shards.clone());
     let report = Arc::new(EdgeReport {
         node: node.clone(),
         registry: registry.clone(),
@@ -124,6 +127,7 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
         Ok(http) => http,
         Err(source) => {
             announcer.abort();
+            load_gauge.abort();
             media.stop().await;
             replicas.stop();
             return Err(StartError::Listen {
@@ -138,6 +142,7 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
         http,
         media,
         announcer,
+        load_gauge,
         replicas,
         report,
     })
@@ -162,12 +167,26 @@ impl Edge {
     /// Stops: viewers are told, the sockets closed. Takes a few seconds at most.
     pub async fn stop(self) {
         self.announcer.abort();
+        self.load_gauge.abort();
         // Viewers first: their goodbye should not wait for an HTTP request that is being served.
         self.media.stop().await;
         self.http.stop().await;
         self.replicas.stop();
         info!("edge stopped");
     }
+}
+
+/// Keeps the gauge of the edge's load fresh until it is aborted.
+fn show_load(node: &Node, shards: Shards) -> JoinHandle<()> {
+    const INTERVAL: Duration = Duration::from_secs(1);
+    let clock = node.clock.clone();
+    node.io.spawn(async move {
+        let gauge = gauge!(metrics::LOAD);
+        loop {
+            gauge.set(shards.load(clock.now()));
+            tokio::time::sleep(INTERVAL).await;
+        }
+    })
 }
 
 /// What the admin port is told.

@@ -35,6 +35,18 @@ pub(crate) const SKIPPED: &str = "headwater_edge_skips_to_keyframe_total";
 /// See [`describe`].
 pub(crate) const MAILBOX_FULL: &str = "headwater_edge_mailboxes_full_total";
 /// See [`describe`].
+pub(crate) const BATCHES_DROPPED: &str = "headwater_edge_batches_dropped_total";
+/// See [`describe`].
+pub(crate) const LOAD: &str = "headwater_edge_load_ratio";
+/// See [`describe`].
+pub(crate) const SHARD_LOAD: &str = "headwater_edge_shard_load_ratio";
+/// See [`describe`].
+pub(crate) const SHARD_BUSY: &str = "headwater_edge_shard_busy_ratio";
+/// See [`describe`].
+pub(crate) const SHARD_LAG: &str = "headwater_edge_shard_lag_seconds";
+/// See [`describe`].
+pub(crate) const SHARD_EGRESS: &str = "headwater_edge_shard_egress_bits_per_second";
+/// See [`describe`].
 pub(crate) const FAN_OUT: &str = "headwater_edge_fan_out_seconds";
 
 /// Registers the help texts. Call once, after the recorder is installed.
@@ -75,6 +87,31 @@ pub(crate) fn describe() {
     describe_histogram!(
         FAN_OUT,
         Unit::Seconds,
-        "from an access unit's arrival at the shard to its last viewer's send call"
+        "from an access unit's packetizing to its last viewer's send call"
+    );
+    describe_counter!(
+        BATCHES_DROPPED,
+        "access units that a shard had no room for in its queue of work"
+    );
+    describe_gauge!(
+        LOAD,
+        "load that a new viewer meets here, that of the least loaded shard: 0 idle, from 1 on joins are refused"
+    );
+    describe_gauge!(
+        SHARD_LOAD,
+        "load by shard: the largest of viewers and egress, each to its limit, and lateness; from 1 on it takes nobody"
+    );
+    describe_gauge!(
+        SHARD_BUSY,
+        "share of time that a shard's loop was at work, smoothed over a second; 0.9 is full load"
+    );
+    describe_gauge!(
+        SHARD_LAG,
+        Unit::Seconds,
+        "how late access units reached their last viewer, smoothed over a second, by shard; 0.05 is full load"
+    );
+    describe_gauge!(
+        SHARD_EGRESS,
+        "what a shard sends, UDP and IP headers included, smoothed over a second"
     );
 }

@@ -183,12 +183,8 @@ impl ReplicaActor {
     fn handle_info(&mut self, info: &Arc<StreamInfo>) {
         self.over = false;
         self.missing_since = None;
-        let reordered = |info: &StreamInfo| {
-            let mut tracks = info.tracks.iter();
-            tracks.any(|track| track.reordered && track.configuration.kind() == MediaKind::Video)
-        };
         let before = self.state.borrow().info.clone();
-        if reordered(info) && before.is_some_and(|before| !reordered(&before)) {
+        if info.has_b_frames() && before.is_some_and(|before| !before.has_b_frames()) {
             // The publisher came back with B-frames, or its first ones came late. WebRTC viewers can't show them; their players join
             // anew and are told the reason.
             tracing::warn!(stream = %self.name, "the source has B-frames now: its WebRTC viewers are sent away");
@@ -252,7 +248,8 @@ impl ReplicaActor {
             return;
         }
         packets.waiting = false;
-        let shift = self.timeline.shift(self.node.clock.now(), unit);
+        let now = self.node.clock.now();
+        let shift = self.timeline.shift(now, unit);
         let shifted;
         let unit = if shift == MediaTime::ZERO {
             &**unit
@@ -280,6 +277,7 @@ impl ReplicaActor {
         self.broadcast(|| Media::Batch {
             stream: stream.clone(),
             batch: Arc::clone(&batch),
+            since: now,
         });
     }
 

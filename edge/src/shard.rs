@@ -7,7 +7,9 @@ pub(crate) mod core;
 mod demux;
 mod fanout;
 pub(crate) mod feedback;
+mod handshakes;
 mod inbound;
+pub(crate) mod load;
 mod outbox;
 mod peer;
 mod run;
@@ -21,6 +23,7 @@ mod wheel;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
 
 use headwater_media::id::StreamName;
 use headwater_media::rtp::batch::PacketBatch;
@@ -31,12 +34,16 @@ use headwater_media::unit::MediaKind;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::registry::ReplicaHandle;
+use crate::shard::load::{Board, Bound, Load};
 use crate::shard::run::Control;
 pub use crate::shard::threads::StartError;
 pub(crate) use crate::shard::threads::Threads;
 
-/// Joins waiting at a shard (count), past which it is too busy for another.
-const JOINS_WAITING_MAX: usize = 512;
+/// Joins and ICE restarts waiting at a shard (count), past which it is too busy for another.
+const REQUESTS_WAITING_MAX: usize = 512;
+
+/// Loads closer than this are the same to a newcomer (ratio); then the number of viewers decides.
+const LOAD_STEP: f64 = 0.05;
 
 /// A viewer, unique in this process. Says nothing about its session URL, so it may be logged and shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,6 +69,7 @@ pub struct ShardHandle {
     control: mpsc::UnboundedSender<Control>,
     viewers: Arc<AtomicUsize>,
     waiting: Arc<AtomicUsize>,
+    board: Arc<Board>,
 }
 
 /// Told of each viewer that ended.
@@ -80,6 +88,8 @@ pub(crate) enum Media {
     Batch {
         stream: StreamName,
         batch: Arc<PacketBatch>,
+        /// When it was packetized.
+        since: Instant,
     },
     /// The stream is described anew.
     Info {
@@ -222,9 +232,18 @@ impl EndReason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum JoinError {
-    /// The shard has as many viewers as it may, or is too busy to answer (503).
+    /// The shards have as many viewers as they may (503).
     #[error("the shard is full")]
     Full,
+    /// The edge sends as much as it may (503).
+    #[error("the edge sends as much as it may")]
+    Egress,
+    /// The shards have as much work as they can do in time (503).
+    #[error("the shard is overloaded")]
+    Overloaded,
+    /// The stream has B-frames by now (422).
+    #[error("the stream has B-frames")]
+    Reordered,
     /// The stream has ended since it was opened (409).
     #[error("the stream is over")]
     StreamGone,
@@ -241,27 +260,64 @@ pub enum JoinError {
 #[error("the viewer is gone")]
 pub struct Gone;
 
+/// Why ICE can't be restarted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RestartError {
+    /// See [`Gone`] (404).
+    #[error(transparent)]
+    Gone(#[from] Gone),
+    /// The shard is too busy to answer (503).
+    #[error("the shard is overloaded")]
+    Overloaded,
+}
+
 impl Shards {
-    /// The shard that a new viewer goes to: the one with the fewest.
-    pub fn pick(&self) -> ShardHandle {
+    /// The shard that a new viewer goes to: the least loaded one that is alive. Cheap, so it is asked before anything is done for a viewer.
+    ///
+    /// # Errors
+    /// If none takes another one, by what fills the least loaded.
+    pub fn pick(&self, now: Instant) -> Result<ShardHandle, JoinError> {
+        let (shard, load) = self.least_loaded(now).ok_or(JoinError::Stopping)?;
+        if shard.board.admits(load) {
+            return Ok(shard.clone());
+        }
+        // The least loaded one may be closed for a while after it was too late; another one may not.
+        let other = self.alive().find(|shard| {
+            let load = shard.load(now);
+            shard.board.admits(load)
+        });
+        other.cloned().ok_or(match load.bound {
+            Bound::Viewers => JoinError::Full,
+            Bound::Egress => JoinError::Egress,
+            Bound::Lag => JoinError::Overloaded,
+        })
+    }
+
+    /// What a newcomer would meet: 0 idle, 1 full, more when overloaded.
+    pub fn load(&self, now: Instant) -> f64 {
+        self.least_loaded(now).map_or(1.0, |(_, load)| load.ratio)
+    }
+
+    fn least_loaded(&self, now: Instant) -> Option<(&ShardHandle, Load)> {
+        let loads = self.alive().map(|shard| (shard, shard.load(now)));
+        loads.min_by(|(a, a_load), (b, b_load)| {
+            let step = |load: &Load| (load.ratio / LOAD_STEP).floor();
+            step(a_load)
+                .total_cmp(&step(b_load))
+                .then_with(|| a.present().cmp(&b.present()))
+        })
+    }
+
+    /// Shards that haven't ended. One that has panicked would look idle for ever.
+    fn alive(&self) -> impl Iterator<Item = &ShardHandle> {
         self.shards
             .iter()
-            // One that has panicked looks idle for ever.
             .filter(|shard| !shard.control.is_closed())
-            .min_by_key(|shard| shard.viewers.load(Ordering::Relaxed))
-            .or_else(|| self.shards.first())
-            .expect("there is at least one shard")
-            .clone()
     }
 
     /// SHA-256 of the DTLS certificate of this process.
     pub const fn fingerprint(&self) -> [u8; 32] {
         self.fingerprint
-    }
-
-    /// How many shards there are; at least one.
-    pub(crate) fn len(&self) -> usize {
-        self.shards.len()
     }
 
     /// Viewers on all shards, connecting ones included.
@@ -284,19 +340,16 @@ impl ShardHandle {
     /// # Errors
     /// See [`JoinError`].
     pub async fn join(&self, join: Join) -> Result<(), JoinError> {
-        let info = join.replica.info().ok_or(JoinError::StreamGone)?;
-        let _waiting = Waiting::enter(&self.waiting).ok_or(JoinError::Full)?;
+        let waiting = Waiting::enter(&self.waiting).ok_or(JoinError::Overloaded)?;
         let (reply, joined) = oneshot::channel();
         let control = Control::Join {
             join: Box::new(join),
-            info,
+            waiting,
             reply,
         };
         self.control
             .send(control)
             .map_err(|_| JoinError::Stopping)?;
-        // Until the shard counts for itself: several joins may pick before it gets a turn.
-        self.viewers.fetch_add(1, Ordering::Relaxed);
         joined.await.map_err(|_| JoinError::Stopping)?
     }
 
@@ -309,36 +362,48 @@ impl ShardHandle {
     /// Restarts a viewer's ICE: DTLS and SRTP go on, the old user fragment is ignored from now on.
     ///
     /// # Errors
-    /// If the viewer is gone.
+    /// See [`RestartError`].
     pub async fn restart_ice(
         &self,
         viewer: ViewerId,
         credentials: Credentials,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), RestartError> {
+        let waiting = Waiting::enter(&self.waiting).ok_or(RestartError::Overloaded)?;
         let (reply, restarted) = oneshot::channel();
         let control = Control::Restart {
             viewer,
             credentials,
+            waiting,
             reply,
         };
         self.control.send(control).map_err(|_| Gone)?;
-        restarted.await.map_err(|_| Gone)?
+        Ok(restarted.await.map_err(|_| Gone)??)
+    }
+
+    /// Viewers, those included whose joins wait (count).
+    fn present(&self) -> usize {
+        self.viewers.load(Ordering::Relaxed) + self.waiting.load(Ordering::Relaxed)
+    }
+
+    fn load(&self, now: Instant) -> Load {
+        self.board.load(now, self.present())
     }
 }
 
-/// Counts a join while it waits.
-struct Waiting<'a>(&'a AtomicUsize);
+/// Counts a request until the shard has taken it, which may be after whoever sent it has given up: so the queue is bounded whatever happens.
+#[derive(Debug)]
+struct Waiting(Arc<AtomicUsize>);
 
-impl<'a> Waiting<'a> {
+impl Waiting {
     /// `None` if too many do.
-    fn enter(waiting: &'a AtomicUsize) -> Option<Self> {
+    fn enter(waiting: &Arc<AtomicUsize>) -> Option<Self> {
         let before = waiting.fetch_add(1, Ordering::Relaxed);
-        let entered = Self(waiting);
-        (before < JOINS_WAITING_MAX).then_some(entered)
+        let entered = Self(Arc::clone(waiting));
+        (before < REQUESTS_WAITING_MAX).then_some(entered)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Waiting {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

@@ -76,4 +76,10 @@ impl StreamInfo {
     pub fn track(&self, id: TrackId) -> Option<&Track> {
         self.tracks.iter().find(|track| track.id == id)
     }
+
+    /// Its pictures have B-frames, which WebRTC viewers can't show.
+    pub fn has_b_frames(&self) -> bool {
+        let mut tracks = self.tracks.iter();
+        tracks.any(|track| track.reordered && track.configuration.kind() == MediaKind::Video)
+    }
 }

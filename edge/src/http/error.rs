@@ -6,10 +6,15 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::{HttpResponse, HttpResponseBuilder, ResponseError};
 use headwater_media::sdp::{FragmentError, OfferError, Refusal};
+use rand::Rng;
 use serde_json::json;
 
 use crate::registry::OpenError;
-use crate::shard::JoinError;
+use crate::shard::{JoinError, RestartError};
+
+/// After how long those who found the edge full may ask again (seconds): a second or two after it has room would do, but there may be
+/// thousands.
+const FULL_RETRY_SECONDS: std::ops::RangeInclusive<u16> = 4..=12;
 
 /// A refused request. `kind` is the closed set of `urn:headwater:problem:<kind>` types and metric labels.
 #[derive(Debug)]
@@ -161,6 +166,13 @@ impl Problem {
         .retry_after(5)
     }
 
+    /// 503 for whom there is no room. Those who are turned away together shouldn't all return together.
+    fn full(kind: &'static str, detail: &str) -> Self {
+        let mut problem = Self::unavailable(kind, detail);
+        problem.headers.clear();
+        problem.retry_after(rand::rng().random_range(FULL_RETRY_SECONDS))
+    }
+
     pub(crate) fn not_live() -> Self {
         Self::new(
             StatusCode::CONFLICT,
@@ -238,14 +250,32 @@ impl From<OpenError> for Problem {
     }
 }
 
+impl From<RestartError> for Problem {
+    fn from(error: RestartError) -> Self {
+        match error {
+            RestartError::Gone(_) => Self::no_session(),
+            RestartError::Overloaded => JoinError::Overloaded.into(),
+        }
+    }
+}
+
 impl From<JoinError> for Problem {
     fn from(error: JoinError) -> Self {
         match error {
             JoinError::Stopping => Self::draining(),
             JoinError::StreamGone => Self::not_live(),
-            JoinError::Full | JoinError::UfragTaken => Self::unavailable(
+            JoinError::Reordered => Refusal::Reordered.into(),
+            JoinError::Full => Self::full(
                 "full",
-                "this edge has as many viewers as it can take; try again later or try another one",
+                "this edge has as many viewers as it may; try again later or try another one",
+            ),
+            JoinError::Egress => Self::full(
+                "egress",
+                "this edge sends as much as it may; try again later or try another one",
+            ),
+            JoinError::Overloaded | JoinError::UfragTaken => Self::full(
+                "overloaded",
+                "this edge has as much work as it can do in time; try again later or try another one",
             ),
         }
     }

@@ -460,3 +460,28 @@ fn entity_tags_are_compared_strongly() {
         assert!(!condition(other).holds("\"abc\""), "{other}");
     }
 }
+
+#[actix_rt::test]
+async fn a_full_edge_says_so_before_it_reads_the_offer() {
+    let server = Server::start(|config| config.viewers_per_shard = 0, None).await;
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..30 {
+        let answer = server
+            .request("POST", "/whep/live/demo", "", "not even an offer")
+            .await;
+        assert_eq!(answer.problem(503), "full");
+        let after: u16 = answer
+            .header("retry-after")
+            .and_then(|seconds| seconds.parse().ok())
+            .expect("Retry-After");
+        assert!((4..=12).contains(&after), "{after}");
+        seen.insert(after);
+    }
+    assert!(seen.len() > 1, "those turned away together come back apart");
+    // Whoever may not watch doesn't learn how full it is.
+    let server = Server::start(|config| config.viewers_per_shard = 0, Some("secret")).await;
+    assert_eq!(
+        server.offer("/whep/live/demo", "").await.problem(401),
+        "unauthorized"
+    );
+}

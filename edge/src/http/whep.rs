@@ -16,7 +16,7 @@ use tracing::{debug, info};
 use super::error::Problem;
 use super::{EdgeState, auth, body, cors, millis, peer};
 use crate::sessions::{IceSession, Session, SessionId};
-use crate::shard::{Counters, Credentials, EndReason, Join, JoinError, ViewerId};
+use crate::shard::{Counters, Credentials, EndReason, Join, JoinError, RestartError, ViewerId};
 
 pub(super) const ENDPOINT_METHODS: &str = "POST, GET, HEAD, OPTIONS";
 pub(super) const SESSION_METHODS: &str = "PATCH, DELETE, GET, HEAD, OPTIONS";
@@ -63,6 +63,8 @@ async fn join(
     if state.draining() {
         return Err(Problem::draining());
     }
+    // Before anything is done for who can't be taken: a storm of joins must not cost those who watch.
+    state.shards.pick(clock.now())?;
     if !body::is_type(request, SDP) {
         return Err(Problem::media_type(SDP));
     }
@@ -77,7 +79,7 @@ async fn join(
     }
     let negotiation = offer.negotiate(&open.info, &mut rand::rng())?;
 
-    let shard = state.shards.pick();
+    let shard = state.shards.pick(opened)?;
     let viewer = state.sessions.next_viewer();
     let counters = Arc::new(Counters::default());
     let id = SessionId::random();
@@ -126,7 +128,7 @@ async fn join(
             Ok(Ok(())) => break,
             Ok(Err(JoinError::UfragTaken)) if tries < UFRAG_TRIES => tries += 1,
             Ok(Err(error)) => return Err(error.into()),
-            Err(_) => return Err(JoinError::Full.into()),
+            Err(_) => return Err(JoinError::Overloaded.into()),
         }
     }
     pending.keep();
@@ -190,9 +192,9 @@ pub(super) async fn patch(
     );
     match tokio::time::timeout(SHARD_TIMEOUT, restart).await {
         Ok(Ok(())) => {}
-        Ok(Err(_)) => return Err(Problem::no_session()),
+        Ok(Err(error)) => return Err(error.into()),
         // The running ICE session goes on.
-        Err(_) => return Err(JoinError::Full.into()),
+        Err(_) => return Err(RestartError::Overloaded.into()),
     }
     *ice = IceSession::new(remote);
     let local = Local {

@@ -25,6 +25,7 @@ use crate::registry::ReplicaHandle;
 use crate::retransmit::Retransmitters;
 use crate::shard::fanout::{Job, Sent};
 use crate::shard::feedback::Sample;
+use crate::shard::handshakes::Handshakes;
 use crate::shard::outbox::Outbox;
 use crate::shard::peer::{Outgoing, Peer, PeerParts, REPORT_INTERVAL};
 use crate::shard::stream::{SharedRings, Stream};
@@ -92,6 +93,7 @@ pub(crate) struct Core {
     /// Media to send: audio first, it is small and late audio is heard.
     pub(super) audio_jobs: VecDeque<Job>,
     pub(super) video_jobs: VecDeque<Job>,
+    pub(super) handshakes: Handshakes,
     wheel: Wheel<(usize, ViewerId)>,
     due: Vec<(usize, ViewerId)>,
     pub(super) events: VecDeque<Event>,
@@ -117,6 +119,7 @@ impl Core {
             streams: HashMap::new(),
             audio_jobs: VecDeque::new(),
             video_jobs: VecDeque::new(),
+            handshakes: Handshakes::default(),
             wheel: Wheel::new(now),
             due: Vec::new(),
             events: VecDeque::new(),
@@ -139,6 +142,18 @@ impl Core {
         self.peers.len()
     }
 
+    /// Nothing is kept of anybody: what each viewer's end must lead to.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.peers.is_empty()
+            && self.by_id.is_empty()
+            && self.by_ufrag.is_empty()
+            && self.by_path.is_empty()
+            && self.streams.is_empty()
+            && !self.has_jobs()
+            && !self.has_handshakes()
+    }
+
     /// Takes a viewer in. `info` is what its stream is now.
     ///
     /// # Errors
@@ -151,6 +166,9 @@ impl Core {
     ) -> Result<(), JoinError> {
         if self.peers.len() >= self.options.viewers_max {
             return Err(JoinError::Full);
+        }
+        if info.has_b_frames() && join.negotiated.video.is_some() {
+            return Err(JoinError::Reordered);
         }
         let taken = self.by_ufrag.contains_key(join.local_ufrag.as_str())
             || self.by_id.contains_key(&join.viewer);
@@ -296,10 +314,26 @@ impl Core {
         }
     }
 
-    /// What a stream is has changed.
-    pub(crate) fn handle_info(&mut self, name: &StreamName, info: Arc<StreamInfo>) {
-        if let Some(stream) = self.streams.get_mut(name) {
-            stream.info = info;
+    /// What a stream is has changed. With B-frames its pictures are nothing for those who are here: their players join anew and are told.
+    pub(crate) fn handle_info(
+        &mut self,
+        now: Instant,
+        wall: WallTime,
+        name: &StreamName,
+        info: Arc<StreamInfo>,
+        outbox: &mut Outbox,
+    ) {
+        let Some(stream) = self.streams.get_mut(name) else {
+            return;
+        };
+        let unplayable = info.has_b_frames();
+        stream.info = info;
+        if unplayable {
+            let mut slots = stream.peers.clone();
+            slots.retain(|slot| self.peers.get(*slot).is_some_and(|p| p.video.is_some()));
+            for slot in slots {
+                self.end(now, wall, slot, EndReason::StreamEnded, outbox);
+            }
         }
     }
 

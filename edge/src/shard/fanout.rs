@@ -53,15 +53,17 @@ pub(crate) struct Sent {
     pub(crate) bytes: u64,
     /// Times a viewer lost its place and waits for a keyframe.
     pub(crate) skips: u64,
-    /// Arrivals of the batches that are now with their last viewer.
+    /// Batches there was no room for in the queue of jobs.
+    pub(crate) dropped: u64,
+    /// Since when those batches were on their way that are now with their last viewer.
     pub(crate) finished: Vec<Instant>,
 }
 
 impl Core {
-    /// A batch came from its replica: keep it and send it on.
+    /// A batch came from its replica, which packetized it at `since`: keep it and send it on.
     pub(crate) fn handle_batch(
         &mut self,
-        now: Instant,
+        since: Instant,
         name: &StreamName,
         batch: Arc<PacketBatch>,
     ) {
@@ -84,12 +86,13 @@ impl Core {
             &mut self.video_jobs
         };
         if jobs.len() >= JOBS_MAX {
+            self.sent.dropped += 1;
             return;
         }
         jobs.push_back(Job::Batch {
             stream: name.clone(),
             batch,
-            arrived: now,
+            arrived: since,
             start: stream.rotation,
             visited: 0,
         });
@@ -140,6 +143,16 @@ impl Core {
             None => {}
         }
         self.has_jobs()
+    }
+
+    /// Since when the oldest batch is on its way that hasn't reached its last viewer.
+    pub(crate) fn oldest_batch(&self) -> Option<Instant> {
+        let jobs = self.audio_jobs.iter().chain(&self.video_jobs);
+        jobs.filter_map(|job| match job {
+            Job::Batch { arrived, .. } => Some(*arrived),
+            Job::CatchUp { .. } => None,
+        })
+        .min()
     }
 
     /// What was sent since the last call.

@@ -7,13 +7,12 @@ use headwater_media::rtp::rtcp;
 use headwater_media::time::WallTime;
 use metrics::counter;
 
-use crate::metrics::{DATAGRAMS_REFUSED, FEEDBACK, HANDSHAKES};
-use crate::shard::core::{Core, Event};
+use crate::metrics::{DATAGRAMS_REFUSED, FEEDBACK};
+use crate::shard::core::Core;
 use crate::shard::demux::{Protocol, classify};
+use crate::shard::feedback;
 use crate::shard::outbox::Outbox;
-use crate::shard::peer::REPORT_INTERVAL;
-use crate::shard::{EndReason, ViewerState, feedback};
-use crate::transport::{dtls, stun};
+use crate::transport::stun;
 
 /// Transport-wide feedback messages in one datagram (count). Browsers send one; each may speak of thousands of packets in a few bytes, so that
 /// a datagram full of them would cost milliseconds.
@@ -88,36 +87,12 @@ impl Core {
             return refused("address");
         };
         let peer = &mut self.peers[slot];
-        if peer.session.is_none() {
-            peer.set_state(ViewerState::Handshaking);
+        if peer.session.is_some() {
+            return self.handle_association(now, wall, slot, from, datagram, outbox);
         }
-        let result = peer.dtls.handle_datagram(now, &self.identity, datagram);
-        peer.flush_dtls(from, outbox);
-        match result {
-            Ok(None) => {}
-            Ok(Some(dtls::Event::Connected(session))) => {
-                counter!(HANDSHAKES, "profile" => session.profile().as_str()).increment(1);
-                let viewer = peer.id;
-                peer.session = Some(session);
-                peer.ice.handle_connected();
-                peer.next_report = Some(now + REPORT_INTERVAL);
-                peer.set_state(ViewerState::Connected);
-                // The first report goes ahead of the first packets, so that lip sync holds from the first frame.
-                if let Some(stream) = self.streams.get(&peer.stream) {
-                    peer.report(wall, &stream.timeline, false, outbox);
-                }
-                self.events.push_back(Event::Connected { viewer });
-                self.start_video(viewer);
-            }
-            Ok(Some(dtls::Event::Closed)) => {
-                return self.end(now, wall, slot, EndReason::Closed, outbox);
-            }
-            Err(error) => {
-                tracing::debug!(viewer = %peer.id, %error, "no DTLS association");
-                return self.end(now, wall, slot, EndReason::HandshakeFailed, outbox);
-            }
+        if !self.handshakes.push(peer, slot, from, datagram) {
+            refused("handshakes_full");
         }
-        self.schedule(slot);
     }
 
     fn handle_rtcp(&mut self, now: Instant, wall: WallTime, from: Path, datagram: &mut [u8]) {

@@ -19,6 +19,9 @@ const FULL_BYTES: usize = 512 << 10;
 /// Messages after which the same is so (count).
 const FULL_MESSAGES: usize = 256;
 
+/// Headers of a datagram: UDP's and IPv4's (bytes).
+const HEADERS_BYTES: usize = 8 + 20;
+
 /// A message for the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Message {
@@ -37,6 +40,7 @@ pub(crate) struct Outbox {
     messages: Vec<Message>,
     /// The run that is being written.
     run: Option<Run>,
+    wire_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -64,6 +68,7 @@ impl Outbox {
             self.bytes.truncate(start);
             return None;
         };
+        self.wire_bytes += (length + HEADERS_BYTES) as u64;
         match &mut self.run {
             Some(run)
                 if run.to == to
@@ -110,6 +115,11 @@ impl Outbox {
                 segment,
             });
         }
+    }
+
+    /// Everything that was ever pushed, with UDP and IP headers (bytes).
+    pub(crate) const fn wire_bytes(&self) -> u64 {
+        self.wire_bytes
     }
 
     /// It should be sent before more is written.

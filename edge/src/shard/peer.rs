@@ -45,6 +45,8 @@ pub(crate) struct Peer {
     pub(crate) stream: StreamName,
     pub(crate) ice: ice::Agent,
     pub(crate) dtls: dtls::Association,
+    /// Its DTLS datagrams that wait for their turn (count).
+    pub(crate) handshakes_waiting: u8,
     /// Present once the handshake is complete.
     pub(crate) session: Option<Box<srtp::Session>>,
     pub(crate) video: Option<Outgoing>,
@@ -202,6 +204,7 @@ impl Peer {
             stream,
             ice,
             dtls: dtls::Association::new(fingerprint),
+            handshakes_waiting: 0,
             session: None,
             video,
             audio,

@@ -1,7 +1,8 @@
 //! A shard's thread: the socket, the clock and the actors around the core.
 //!
 //! One loop on the shard's arbiter. Each turn takes in what is there (control, actors' commands, datagrams, timers, batches), then sends media
-//! for at most [`SLICE`], then lets the arbiter's actors and timers have their turn. It sleeps only when there is nothing to do.
+//! for at most [`SLICE`], goes on with handshakes, and lets the arbiter's actors and timers have their turn. It sleeps only when there is
+//! nothing to do.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,45 +12,52 @@ use std::time::Duration;
 use headwater_media::ice::Path;
 use headwater_media::id::StreamName;
 use headwater_media::time::WallTime;
-use headwater_media::track::StreamInfo;
 use headwater_node::clock::Clock;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::abr::Measured;
 use crate::metrics::{
-    BYTES_SENT, FAN_OUT, KEYFRAMES_RESENT, MAILBOX_FULL, PACKETS_SENT, RESENT, SKIPPED, VIEWERS,
-    VIEWERS_ENDED, VIEWERS_JOINED,
+    BATCHES_DROPPED, BYTES_SENT, FAN_OUT, KEYFRAMES_RESENT, MAILBOX_FULL, PACKETS_SENT, RESENT,
+    SHARD_BUSY, SHARD_EGRESS, SHARD_LAG, SHARD_LOAD, SKIPPED, VIEWERS, VIEWERS_ENDED,
+    VIEWERS_JOINED,
 };
 use crate::registry::ReplicaHandle;
 use crate::retransmit::Nacks;
 use crate::shard::core::{Core, Event};
+use crate::shard::load::{Board, Meter};
 use crate::shard::outbox::Outbox;
 use crate::shard::socket::Socket;
 use crate::shard::{
     Command, Counters, Credentials, EndReason, Ended, Gone, Join, JoinError, Media, ViewerId,
+    Waiting,
 };
 use crate::viewer::{Connected, KeyframeAsked, Links, Over, ViewerActor};
 
 /// How long media is sent before the socket and the actors are looked at again.
 const SLICE: Duration = Duration::from_millis(1);
 
+/// How long handshakes are gone on with in a turn while no media waits. While some does, a turn takes one step: a fifth of the time, which
+/// makes some two hundred joins a second.
+const HANDSHAKE_SLICE: Duration = Duration::from_millis(1);
+
 /// Messages of one kind taken in a turn (count), and reads of 32 datagrams.
 const TURN_MESSAGES: usize = 256;
 const TURN_READS: usize = 4;
 
-/// What other threads ask of a shard. The channel has no bound of its own: HTTP sends it, which admits a bounded number of requests, and
-/// [`crate::shard::ShardHandle::join`] looks at its length.
+/// What other threads ask of a shard. The channel has no bound of its own, its senders have: joins and restarts hold a [`Waiting`] until they are
+/// taken, and a session is left twice at most.
 #[derive(Debug)]
 pub(super) enum Control {
     Join {
         join: Box<Join>,
-        info: Arc<StreamInfo>,
+        waiting: Waiting,
         reply: oneshot::Sender<Result<(), JoinError>>,
     },
     Restart {
         viewer: ViewerId,
         credentials: Credentials,
+        waiting: Waiting,
         reply: oneshot::Sender<Result<(), Gone>>,
     },
     Leave {
@@ -76,6 +84,8 @@ pub(super) struct Shell {
     /// For actors.
     pub(super) command_sender: mpsc::Sender<Command>,
     pub(super) viewers: Arc<AtomicUsize>,
+    pub(super) meter: Meter,
+    pub(super) board: Arc<Board>,
     pub(super) ended: Ended,
 }
 
@@ -95,23 +105,34 @@ struct State {
 /// Metric handles, looked up once.
 struct Figures {
     viewers: Gauge,
+    load: Gauge,
+    busy: Gauge,
+    lag: Gauge,
+    egress: Gauge,
     video: Counter,
     audio: Counter,
     bytes: Counter,
     resent: Counter,
     skips: Counter,
+    dropped: Counter,
     fan_out: Histogram,
 }
 
 impl Figures {
     fn new(shard: usize) -> Self {
+        let of_shard = |name: &'static str| gauge!(name, "shard" => shard.to_string());
         Self {
-            viewers: gauge!(VIEWERS, "shard" => shard.to_string()),
+            viewers: of_shard(VIEWERS),
+            load: of_shard(SHARD_LOAD),
+            busy: of_shard(SHARD_BUSY),
+            lag: of_shard(SHARD_LAG),
+            egress: of_shard(SHARD_EGRESS),
             video: counter!(PACKETS_SENT, "kind" => "video"),
             audio: counter!(PACKETS_SENT, "kind" => "audio"),
             bytes: counter!(BYTES_SENT),
             resent: counter!(RESENT),
             skips: counter!(SKIPPED, "place" => "viewer"),
+            dropped: counter!(BATCHES_DROPPED),
             fan_out: histogram!(FAN_OUT),
         }
     }
@@ -133,21 +154,22 @@ impl Shell {
             }
             self.pump(&mut state);
             let more = self.send_slice(&mut outbox).await;
+            let more = self.shake_hands(more, &mut outbox) || more;
             self.pump(&mut state);
             self.socket.send(&mut outbox).await;
-            self.publish(&state);
+            self.publish(&state, outbox.wire_bytes());
             if more {
                 tokio::task::yield_now().await;
                 continue;
             }
             // Nothing to do: sleep until there is. What a branch receives is handled here, the rest by the next turn.
-            let wake = self.core.poll_timeout();
-            let idle = async {
-                match wake {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let reading = self.meter.poll_timeout();
+            let wake = self
+                .core
+                .poll_timeout()
+                .map_or(reading, |at| at.min(reading));
+            let idle = tokio::time::sleep_until(wake.into());
+            self.meter.handle_sleep(self.clock.now());
             tokio::select! {
                 biased;
                 control = self.control.recv() => match control {
@@ -163,10 +185,11 @@ impl Shell {
                 _ = self.socket.readable() => {}
                 () = idle => {}
             }
+            self.meter.handle_wake(self.clock.now());
         };
         self.pump(&mut state);
         self.socket.send(&mut outbox).await;
-        self.publish(&state);
+        self.publish(&state, outbox.wire_bytes());
         if let Some(reply) = stopped {
             let _ = reply.send(());
         }
@@ -178,12 +201,17 @@ impl Shell {
         state: &mut State,
         outbox: &mut Outbox,
     ) -> Option<Option<oneshot::Sender<()>>> {
+        // A join takes as long as a chunk of fan-out does, so here it is the time that counts.
+        let end = self.clock.now() + SLICE;
         for _ in 0..TURN_MESSAGES {
             let Ok(control) = self.control.try_recv() else {
                 break;
             };
             if let Some(stopped) = self.on_control(control, state, outbox) {
                 return Some(Some(stopped));
+            }
+            if self.clock.now() >= end {
+                break;
             }
         }
         for _ in 0..TURN_MESSAGES {
@@ -198,7 +226,6 @@ impl Shell {
             let received = self.socket.receive(|from, datagram| {
                 core.handle_datagram(now, wall, Path::udp(from), datagram, outbox);
             });
-            // Handshakes are the dear ones, a quarter of a millisecond each.
             if received == 0 || self.clock.now() >= now + SLICE {
                 break;
             }
@@ -229,6 +256,24 @@ impl Shell {
         false
     }
 
+    /// Goes on with handshakes in the time that media leaves. Returns whether there is more.
+    fn shake_hands(&mut self, media: bool, outbox: &mut Outbox) -> bool {
+        if !self.core.has_handshakes() {
+            return false;
+        }
+        let end = self.clock.now() + HANDSHAKE_SLICE;
+        loop {
+            let (now, wall) = self.time();
+            self.core.handle_handshake(now, wall, outbox);
+            if !self.core.has_handshakes() {
+                return false;
+            }
+            if media || self.clock.now() >= end {
+                return true;
+            }
+        }
+    }
+
     fn on_control(
         &mut self,
         control: Control,
@@ -237,16 +282,30 @@ impl Shell {
     ) -> Option<oneshot::Sender<()>> {
         let (now, wall) = self.time();
         match control {
-            Control::Join { join, info, reply } => {
+            Control::Join {
+                join,
+                waiting,
+                reply,
+            } => {
+                if reply.is_closed() {
+                    // Whoever asked has given up.
+                    return None;
+                }
                 let viewer = join.viewer;
                 let counters = Arc::clone(&join.counters);
-                let result = self.core.handle_join(now, *join, &info);
+                // What the stream is now: it may have changed since the offer was answered for.
+                let result = match join.replica.info() {
+                    Some(info) => self.core.handle_join(now, *join, &info),
+                    None => Err(JoinError::StreamGone),
+                };
                 if result.is_ok() {
                     state.joining.insert(viewer, counters);
                     counter!(VIEWERS_JOINED).increment(1);
+                    self.viewers.store(self.core.viewers(), Ordering::Relaxed);
                 }
+                drop(waiting);
                 if reply.send(result).is_err() && result.is_ok() {
-                    // Whoever asked is gone, so nobody will ever connect.
+                    // Nobody will ever connect.
                     let reason = EndReason::NeverConnected;
                     self.core.handle_leave(now, wall, viewer, reason, outbox);
                 }
@@ -255,8 +314,10 @@ impl Shell {
             Control::Restart {
                 viewer,
                 credentials,
+                waiting,
                 reply,
             } => {
+                drop(waiting);
                 let _ = reply.send(self.core.handle_restart(now, viewer, credentials));
             }
             Control::Leave { viewer, reason } => {
@@ -277,16 +338,22 @@ impl Shell {
     fn on_media(&mut self, media: Media, outbox: &mut Outbox) {
         let (now, wall) = self.time();
         match media {
-            Media::Batch { stream, batch } => self.core.handle_batch(now, &stream, batch),
+            Media::Batch {
+                stream,
+                batch,
+                since,
+            } => self.core.handle_batch(since, &stream, batch),
             Media::Backlog {
                 stream,
                 info,
                 batches,
             } => {
-                self.core.handle_info(&stream, info);
+                self.core.handle_info(now, wall, &stream, info, outbox);
                 self.core.handle_backlog(&stream, &batches);
             }
-            Media::Info { stream, info } => self.core.handle_info(&stream, info),
+            Media::Info { stream, info } => {
+                self.core.handle_info(now, wall, &stream, info, outbox);
+            }
             Media::Ended { stream } => {
                 self.core.handle_stream_ended(now, wall, &stream, outbox);
             }
@@ -399,24 +466,36 @@ impl Shell {
         }
     }
 
-    fn publish(&mut self, state: &State) {
+    /// Shows what happened to whoever looks from outside.
+    fn publish(&mut self, state: &State, sent_bytes: u64) {
         let viewers = self.core.viewers();
-        if self.viewers.swap(viewers, Ordering::Relaxed) != viewers {
-            let viewers = u32::try_from(viewers).unwrap_or(u32::MAX);
-            state.figures.viewers.set(f64::from(viewers));
-        }
+        self.viewers.store(viewers, Ordering::Relaxed);
         let sent = self.core.take_sent();
         let figures = &state.figures;
         figures.video.increment(sent.video_packets);
         figures.audio.increment(sent.audio_packets);
         figures.bytes.increment(sent.bytes);
         figures.skips.increment(sent.skips);
-        if !sent.finished.is_empty() {
-            let now = self.clock.now();
-            for arrived in sent.finished {
-                let took = now.saturating_duration_since(arrived);
-                figures.fan_out.record(took.as_secs_f64());
-            }
+        figures.dropped.increment(sent.dropped);
+        let now = self.clock.now();
+        for since in sent.finished {
+            let took = now.saturating_duration_since(since);
+            figures.fan_out.record(took.as_secs_f64());
+            self.meter.handle_fan_out(took);
+        }
+        if now < self.meter.poll_timeout() {
+            return;
+        }
+        let waiting = self.core.oldest_batch();
+        let waiting = waiting.map(|since| now.saturating_duration_since(since));
+        if let Some(reading) = self.meter.poll_reading(now, viewers, waiting, sent_bytes) {
+            self.board.write(now, &reading);
+            figures.load.set(self.board.load(now, viewers).ratio);
+            figures.busy.set(reading.busy);
+            figures.lag.set(reading.lag_seconds);
+            figures.egress.set(reading.egress);
+            let viewers = u32::try_from(viewers).unwrap_or(u32::MAX);
+            figures.viewers.set(f64::from(viewers));
         }
     }
 

@@ -1,5 +1,7 @@
 //! Scenarios of a shard's core under virtual time: viewers with real DTLS and SRTP, datagrams carried by hand.
 
+mod lifecycle;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -241,6 +243,9 @@ impl World {
         let mut datagram = datagram.to_vec();
         self.core
             .handle_datagram(self.now, wall, from, &mut datagram, &mut self.outbox);
+        while self.core.has_handshakes() {
+            self.core.handle_handshake(self.now, wall, &mut self.outbox);
+        }
         self.collect();
     }
 

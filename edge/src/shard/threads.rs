@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
 use crate::shard::core::{Core, Options};
+use crate::shard::load::{Board, Capacity, Meter};
 use crate::shard::run::{Control, Shell};
 use crate::shard::socket::{self, Socket};
 use crate::shard::{Ended, ShardHandle, Shards};
@@ -84,6 +85,10 @@ impl Threads {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             shards => shards,
         };
+        let capacity = Capacity {
+            viewers: config.viewers_per_shard,
+            egress: egress_of_one(config, count),
+        };
         let options = Options {
             viewers_max: config.viewers_per_shard,
             ring: Limits {
@@ -114,6 +119,7 @@ impl Threads {
                 Seat {
                     number,
                     options,
+                    capacity,
                     socket,
                     candidates,
                 },
@@ -170,6 +176,7 @@ impl Threads {
 struct Seat {
     number: usize,
     options: Options,
+    capacity: Capacity,
     socket: std::net::UdpSocket,
     candidates: Arc<[SocketAddr]>,
 }
@@ -182,11 +189,13 @@ fn spawn(
 ) -> (ShardHandle, Arbiter, oneshot::Receiver<io::Result<()>>) {
     let (control, control_receiver) = mpsc::unbounded_channel();
     let viewers = Arc::new(AtomicUsize::new(0));
+    let board = Arc::new(Board::new(seat.capacity, clock.now()));
     let handle = ShardHandle {
         candidates: Arc::clone(&seat.candidates),
         control,
         viewers: Arc::clone(&viewers),
         waiting: Arc::default(),
+        board: Arc::clone(&board),
     };
     let (started, wait) = oneshot::channel();
     let arbiter = Arbiter::new();
@@ -205,19 +214,28 @@ fn spawn(
             number: seat.number,
             core: Core::new(seat.options, identity, random, clock.now()),
             socket,
-            clock,
             control: control_receiver,
             media,
             media_sender,
             commands,
             command_sender,
             viewers,
+            meter: Meter::new(clock.now()),
+            board,
+            clock,
             ended,
         };
         actix_rt::spawn(shell.run());
         let _ = started.send(Ok(()));
     });
     (handle, arbiter, wait)
+}
+
+/// What each of `shards` may send of what the edge may (bits per second).
+fn egress_of_one(config: &Config, shards: usize) -> Option<f64> {
+    let megabits = (config.egress_mbps_max > 0).then_some(config.egress_mbps_max)?;
+    let shards = u32::try_from(shards.max(1)).unwrap_or(u32::MAX);
+    Some(f64::from(megabits) * 1e6 / f64::from(shards))
 }
 
 /// The address of shard `number` of `count`.
