@@ -10,7 +10,6 @@ use std::time::Duration;
 use headwater_node::clock::Clock;
 use tokio::sync::mpsc;
 
-mod frames;
 mod observer;
 mod peer;
 mod reception;

@@ -4,11 +4,11 @@
 
 use std::time::{Duration, Instant};
 
+use headwater_media::rtp::assembler::{Assembler, Frame};
 use headwater_media::time::WallTime;
 use headwater_node::clock::Clock;
 use serde::Serialize;
 
-use super::frames::{Assembler, Frame};
 use super::observer::Seen;
 use super::peer::Kind;
 use super::reception::{Arrival, Reception};

@@ -11,6 +11,7 @@ use crate::codec::bits::BitReader;
 
 pub(crate) mod nal;
 mod sps;
+pub mod stamp;
 
 pub use nal::{NalUnits, Normalized, nal_units, normalize};
 

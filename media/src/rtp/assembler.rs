@@ -1,13 +1,15 @@
 //! Puts H.264 access units together from RTP (RFC 6184) and judges whether a decoder could show them.
 //!
-//! A pure core. Packets go in as they arrive; access units come out in order. A gap is waited for, since a
-//! retransmission may fill it, and then given up. Nothing is decoded: an access unit counts as decodable if it is
+//! The receiving end, for `headwater probe` and the bench. Packets go in as they arrive; access units come out in order. A gap
+//! is waited for, since a retransmission may fill it, and then given up. Nothing is decoded: an access unit counts as decodable if it is
 //! complete and follows, without a broken one in between, a complete IDR picture that came with its SPS and PPS.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+
+use crate::codec::h264::stamp;
 
 /// How long a gap holds back what follows it.
 ///
@@ -16,29 +18,26 @@ const GAP_WAIT: Duration = Duration::from_millis(500);
 /// Packets held behind a gap (count); at most one second of 8 Mbit/s.
 const HELD_MAX: usize = 1024;
 
-/// The mark that `whepload` and our tests put into an SEI message: 16 bytes, then the Unix time in µs, big endian.
-pub(super) const STAMP_UUID: [u8; 16] = *b"whepload-stamp\x01\x02";
-
 /// One access unit, as far as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Frame {
+pub struct Frame {
     /// Its RTP timestamp.
-    pub(super) timestamp: u32,
+    pub timestamp: u32,
     /// When its last packet came.
-    pub(super) arrived: Instant,
+    pub arrived: Instant,
     /// Nothing is missing.
-    pub(super) complete: bool,
+    pub complete: bool,
     /// It is an IDR picture with its SPS and PPS in front.
-    pub(super) keyframe: bool,
+    pub keyframe: bool,
     /// A decoder that was given everything up to here shows it.
-    pub(super) decodable: bool,
+    pub decodable: bool,
     /// When it was made, in µs of Unix time, if the publisher stamped it.
-    pub(super) stamp: Option<u64>,
+    pub stamp: Option<u64>,
 }
 
 /// The packets' way to frames.
 #[derive(Debug, Default)]
-pub(super) struct Assembler {
+pub struct Assembler {
     held: BTreeMap<i64, Packet>,
     next: Option<i64>,
     gap_since: Option<Instant>,
@@ -79,7 +78,7 @@ struct Fragment {
 
 impl Assembler {
     /// A packet arrived; `index` is its unwrapped sequence number. Drain [`Self::poll_frame`] afterwards.
-    pub(super) fn handle_packet(
+    pub fn handle_packet(
         &mut self,
         now: Instant,
         index: i64,
@@ -101,17 +100,17 @@ impl Assembler {
     }
 
     /// Gives up gaps that are too old. Call it now and then; drain [`Self::poll_frame`] afterwards.
-    pub(super) fn handle_timeout(&mut self, now: Instant) {
+    pub fn handle_timeout(&mut self, now: Instant) {
         self.advance(now);
     }
 
     /// The next access unit.
-    pub(super) fn poll_frame(&mut self) -> Option<Frame> {
+    pub fn poll_frame(&mut self) -> Option<Frame> {
         self.frames.pop_front()
     }
 
     /// Whether a decoder waits for a keyframe.
-    pub(super) fn wants_keyframe(&self) -> bool {
+    pub fn wants_keyframe(&self) -> bool {
         !self.chain
     }
 
@@ -259,32 +258,12 @@ impl Unit {
         match kind {
             1..=4 => self.pictures = true,
             5 => (self.pictures, self.idr) = (true, true),
-            6 => self.stamp = find_stamp(nal).or(self.stamp),
+            6 => self.stamp = stamp::find(nal).or(self.stamp),
             7 => self.sps = true,
             8 => self.pps = true,
             _ => {}
         }
     }
-}
-
-/// The stamp within an SEI NAL unit, in µs of Unix time.
-fn find_stamp(nal: &[u8]) -> Option<u64> {
-    // Emulation prevention (ITU-T H.264 section 7.4.1.1) has to go first: the time may contain zeros.
-    let mut raw = Vec::with_capacity(nal.len());
-    let mut zeros = 0;
-    for &byte in nal {
-        if zeros >= 2 && byte == 3 {
-            zeros = 0;
-            continue;
-        }
-        zeros = if byte == 0 { zeros + 1 } else { 0 };
-        raw.push(byte);
-    }
-    let at = raw
-        .windows(STAMP_UUID.len())
-        .position(|window| window == STAMP_UUID)?;
-    let time = raw.get(at + STAMP_UUID.len()..)?.first_chunk::<8>()?;
-    Some(u64::from_be_bytes(*time))
 }
 
 #[cfg(test)]
@@ -304,7 +283,7 @@ mod tests {
         fn new() -> Self {
             Self {
                 assembler: Assembler::default(),
-                now: headwater_node::clock::Clock::system().now(),
+                now: crate::testkit::start(),
             }
         }
 
@@ -385,15 +364,6 @@ mod tests {
             run.packet(index, 1, false, SLICE);
         }
         assert!(run.assembler.held.len() <= HELD_MAX);
-    }
-
-    #[test]
-    fn stamps_survive_emulation_prevention() {
-        let mut nal = vec![0x06, 5, 24];
-        nal.extend_from_slice(&STAMP_UUID);
-        nal.extend_from_slice(&[0, 0, 3, 1, 0x5d, 0, 0, 3, 3, 0, 0x80]);
-        assert_eq!(find_stamp(&nal), Some(0x0000_015d_0000_0300));
-        assert_eq!(find_stamp(&nal[..20]), None);
     }
 
     #[test]
