@@ -11,7 +11,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 BROWSER_MODULES := tests/browser/node_modules/.package-lock.json
 
-.PHONY: help run demo build test lint fmt deps test-deps clean
+.PHONY: help run demo build test bench lint fmt deps test-deps clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,11 @@ build: ## Build the binary
 test: test-deps lint $(BROWSER_MODULES) ## Lint, then run every test (installs what the tests need)
 	cargo test --locked --workspace --doc
 	@deploy/dev/test.sh
+
+bench: ## Measure the edge against the floor: five minutes on a quiet machine (BENCH="--only fanout", BENCH=--help)
+	@deploy/dev/deps.sh run
+	cargo build --locked --package headwater --package headwater-bench --bins
+	@"$${CARGO_TARGET_DIR:-target}/debug/headwater-bench" --binary "$${CARGO_TARGET_DIR:-target}/debug/headwater" $(BENCH)
 
 lint: ## Formatting, clippy and documentation, all without a warning
 	cargo fmt --all --check

@@ -13,7 +13,7 @@ need=(
     "cmake cmake"                   # libopus
     "pkg-config pkg-config"
     "protoc protobuf-compiler"      # etcd-client's build
-    "ffmpeg ffmpeg"                 # the demo stream, and audio that needs the ffmpeg child
+    "ffmpeg ffmpeg"                 # the demo stream, the clip of `make bench`, and audio that needs the ffmpeg child
     "curl curl"
     "git git"                       # the commit in --version
 )

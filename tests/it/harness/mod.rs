@@ -1,35 +1,22 @@
 //! Starts, feeds, watches and ends clusters. Everything started here ends when its handle is dropped.
 
 mod cluster;
-mod http;
 mod process;
 mod publisher;
 mod stamped;
 mod viewer;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+pub(crate) use headwater_bench::http::{Answer, get, request};
+pub(crate) use headwater_bench::time::{now, pause};
 
 pub(crate) use cluster::{Cluster, Directory, Options};
-pub(crate) use http::{Answer, get, request};
-pub(crate) use process::{Process, free_ports};
+pub(crate) use headwater_bench::ports::free as free_ports;
+pub(crate) use process::Process;
 pub(crate) use publisher::{Picture, Publisher, Sound};
 pub(crate) use stamped::Stamped;
 pub(crate) use viewer::{Viewer, number, probe};
-
-/// The time. Tests measure real processes in real time.
-#[expect(clippy::disallowed_methods, reason = "real time is what is measured")]
-pub(crate) fn now() -> Instant {
-    Instant::now()
-}
-
-/// Lets real time pass. Only for what is about time itself; to wait for something, use [`eventually`].
-#[expect(
-    clippy::disallowed_methods,
-    reason = "test threads have no runtime to block"
-)]
-pub(crate) fn pause(span: Duration) {
-    std::thread::sleep(span);
-}
 
 /// Asks until there is an answer.
 ///

@@ -7,15 +7,17 @@ use std::time::Duration;
 
 /// A whole answer.
 #[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) status: u16,
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
     head: String,
-    pub(crate) body: String,
+    /// Everything behind the head.
+    pub body: String,
 }
 
 impl Answer {
     /// The value of a header.
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+    pub fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().skip(1).find_map(|line| {
             let (key, value) = line.split_once(':')?;
             key.eq_ignore_ascii_case(name).then(|| value.trim())
@@ -23,19 +25,22 @@ impl Answer {
     }
 
     /// The body as JSON.
-    pub(crate) fn json(&self) -> serde_json::Value {
+    ///
+    /// # Panics
+    /// If it isn't any.
+    pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body)
             .unwrap_or_else(|error| panic!("no JSON ({error}): {}", self.body))
     }
 }
 
 /// GET. `None` if nobody answers.
-pub(crate) fn get(port: u16, path: &str) -> Option<Answer> {
+pub fn get(port: u16, path: &str) -> Option<Answer> {
     request(port, "GET", path, &[], "")
 }
 
 /// Any request. `None` if nobody answers.
-pub(crate) fn request(
+pub fn request(
     port: u16,
     method: &str,
     path: &str,
