@@ -9,6 +9,7 @@ mod harness;
 mod browser;
 mod failover;
 mod operations;
+mod overload;
 mod play;
 mod publish;
 mod replication;

@@ -285,21 +285,19 @@ impl Core {
     /// Ends a viewer: BYE and close_notify go to the outbox, the rest is forgotten.
     pub(crate) fn handle_leave(
         &mut self,
-        now: Instant,
         wall: WallTime,
         viewer: ViewerId,
         reason: EndReason,
         outbox: &mut Outbox,
     ) {
         if let Some(slot) = self.by_id.get(&viewer).copied() {
-            self.end(now, wall, slot, reason, outbox);
+            self.end(wall, slot, reason, outbox);
         }
     }
 
     /// Ends all viewers of a stream.
     pub(crate) fn handle_stream_ended(
         &mut self,
-        now: Instant,
         wall: WallTime,
         name: &StreamName,
         outbox: &mut Outbox,
@@ -310,14 +308,13 @@ impl Core {
             .map(|stream| stream.peers.clone())
             .unwrap_or_default();
         for slot in slots {
-            self.end(now, wall, slot, EndReason::StreamEnded, outbox);
+            self.end(wall, slot, EndReason::StreamEnded, outbox);
         }
     }
 
     /// What a stream is has changed. With B-frames its pictures are nothing for those who are here: their players join anew and are told.
     pub(crate) fn handle_info(
         &mut self,
-        now: Instant,
         wall: WallTime,
         name: &StreamName,
         info: Arc<StreamInfo>,
@@ -332,7 +329,7 @@ impl Core {
             let mut slots = stream.peers.clone();
             slots.retain(|slot| self.peers.get(*slot).is_some_and(|p| p.video.is_some()));
             for slot in slots {
-                self.end(now, wall, slot, EndReason::StreamEnded, outbox);
+                self.end(wall, slot, EndReason::StreamEnded, outbox);
             }
         }
     }
@@ -386,12 +383,12 @@ impl Core {
                 } else {
                     EndReason::NeverConnected
                 };
-                self.end(now, wall, slot, reason, outbox);
+                self.end(wall, slot, reason, outbox);
                 continue;
             }
             if let Some(path) = peer.ice.selected() {
                 if peer.dtls.handle_timeout(now).is_err() {
-                    self.end(now, wall, slot, EndReason::HandshakeFailed, outbox);
+                    self.end(wall, slot, EndReason::HandshakeFailed, outbox);
                     continue;
                 }
                 peer.flush_dtls(path, outbox);
@@ -450,7 +447,6 @@ impl Core {
     /// Ends a viewer and forgets everything about it.
     pub(super) fn end(
         &mut self,
-        now: Instant,
         wall: WallTime,
         slot: usize,
         reason: EndReason,
@@ -475,7 +471,7 @@ impl Core {
             stream.peers.retain(|other| *other != slot);
             last = stream.peers.is_empty();
         }
-        peer.dtls.close(now);
+        peer.dtls.close();
         if let Some(path) = peer.ice.selected() {
             peer.flush_dtls(path, outbox);
         }

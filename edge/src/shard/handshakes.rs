@@ -123,11 +123,11 @@ impl Core {
                 self.start_video(viewer);
             }
             Ok(Some(dtls::Event::Closed)) => {
-                return self.end(now, wall, slot, EndReason::Closed, outbox);
+                return self.end(wall, slot, EndReason::Closed, outbox);
             }
             Err(error) => {
                 tracing::debug!(viewer = %peer.id, %error, "no DTLS association");
-                return self.end(now, wall, slot, EndReason::HandshakeFailed, outbox);
+                return self.end(wall, slot, EndReason::HandshakeFailed, outbox);
             }
         }
         self.schedule(slot);

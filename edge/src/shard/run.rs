@@ -307,7 +307,7 @@ impl Shell {
                 if reply.send(result).is_err() && result.is_ok() {
                     // Nobody will ever connect.
                     let reason = EndReason::NeverConnected;
-                    self.core.handle_leave(now, wall, viewer, reason, outbox);
+                    self.core.handle_leave(wall, viewer, reason, outbox);
                 }
                 self.pump(state);
             }
@@ -321,13 +321,13 @@ impl Shell {
                 let _ = reply.send(self.core.handle_restart(now, viewer, credentials));
             }
             Control::Leave { viewer, reason } => {
-                self.core.handle_leave(now, wall, viewer, reason, outbox);
+                self.core.handle_leave(wall, viewer, reason, outbox);
             }
             Control::Stop { reply } => {
                 let viewers: Vec<ViewerId> = state.viewers.keys().copied().collect();
                 for viewer in viewers {
                     let reason = EndReason::Kicked;
-                    self.core.handle_leave(now, wall, viewer, reason, outbox);
+                    self.core.handle_leave(wall, viewer, reason, outbox);
                 }
                 return Some(reply);
             }
@@ -336,7 +336,7 @@ impl Shell {
     }
 
     fn on_media(&mut self, media: Media, outbox: &mut Outbox) {
-        let (now, wall) = self.time();
+        let (_, wall) = self.time();
         match media {
             Media::Batch {
                 stream,
@@ -348,14 +348,14 @@ impl Shell {
                 info,
                 batches,
             } => {
-                self.core.handle_info(now, wall, &stream, info, outbox);
+                self.core.handle_info(wall, &stream, info, outbox);
                 self.core.handle_backlog(&stream, &batches);
             }
             Media::Info { stream, info } => {
-                self.core.handle_info(now, wall, &stream, info, outbox);
+                self.core.handle_info(wall, &stream, info, outbox);
             }
             Media::Ended { stream } => {
-                self.core.handle_stream_ended(now, wall, &stream, outbox);
+                self.core.handle_stream_ended(wall, &stream, outbox);
             }
         }
     }

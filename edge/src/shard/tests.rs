@@ -1,6 +1,7 @@
 //! Scenarios of a shard's core under virtual time: viewers with real DTLS and SRTP, datagrams carried by hand.
 
 mod lifecycle;
+mod placement;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -501,7 +502,7 @@ async fn many_viewers_all_get_everything_though_they_come_and_go() {
             let wall = world.wall();
             world
                 .core
-                .handle_leave(world.now, wall, gone.id, EndReason::Left, &mut world.outbox);
+                .handle_leave(wall, gone.id, EndReason::Left, &mut world.outbox);
         }
         world.work();
     }
@@ -780,7 +781,7 @@ async fn goodbyes_are_said_both_ways() {
     let wall = world.wall();
     world
         .core
-        .handle_leave(world.now, wall, left.id, EndReason::Left, &mut world.outbox);
+        .handle_leave(wall, left.id, EndReason::Left, &mut world.outbox);
     world.collect();
     world.exchange(&mut left);
     // SR, SDES and then BYE in the last compound of each SSRC.

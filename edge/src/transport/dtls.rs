@@ -29,6 +29,10 @@ use rtc_shared::TransportProtocol;
 
 use crate::transport::srtp::{self, Profile};
 
+mod established;
+
+use established::{Established, Meaning};
+
 /// Bytes of datagrams a viewer may send until its handshake is complete. Chromium's take about 4 kB, retransmissions
 /// included maybe 20.
 const HANDSHAKE_BYTES_MAX: usize = 64 << 10;
@@ -184,7 +188,7 @@ enum Phase {
     /// The ClientHello isn't whole yet.
     Hello(Box<Hello>),
     Handshake(Box<Endpoint>, Profile),
-    Connected(Box<Endpoint>),
+    Connected(Box<Established>),
     Over,
 }
 
@@ -252,11 +256,23 @@ impl Association {
                 let endpoint = Endpoint::new(PEER, TransportProtocol::UDP, Some(config.clone()));
                 self.phase = Phase::Handshake(Box::new(endpoint), profile);
                 for datagram in held {
-                    self.read(now, &datagram)?;
+                    self.read(now, identity, &datagram)?;
                 }
                 Ok(None)
             }
-            Phase::Handshake(..) | Phase::Connected(_) => self.read(now, datagram),
+            Phase::Handshake(..) => self.read(now, identity, datagram),
+            Phase::Connected(established) => match established.handle_datagram(datagram) {
+                Meaning::Repeat => {
+                    self.transmits.extend(established.last_flight());
+                    Ok(None)
+                }
+                Meaning::Closed => {
+                    // RFC 5246 section 7.2.1: the other side answers with its own.
+                    self.close();
+                    Ok(Some(Event::Closed))
+                }
+                Meaning::Nothing => Ok(None),
+            },
             Phase::Over => Ok(None),
         }
     }
@@ -291,25 +307,23 @@ impl Association {
     }
 
     /// Ends it: a close_notify is to be sent, if there is someone to understand it.
-    pub(crate) fn close(&mut self, now: Instant) {
-        if let Phase::Connected(endpoint) = &mut self.phase {
-            endpoint.stop(now, PEER);
-            self.collect(now);
-        }
+    pub(crate) fn close(&mut self) {
         self.flight = Flight::default();
-        self.phase = Phase::Over;
+        if let Phase::Connected(established) = std::mem::replace(&mut self.phase, Phase::Over) {
+            self.transmits.extend(established.into_goodbye());
+        }
     }
 
     /// Takes what the endpoint wants sent. In the handshake it is a new flight, which answers for the one before.
     fn collect(&mut self, now: Instant) {
-        let (Phase::Handshake(endpoint, _) | Phase::Connected(endpoint)) = &mut self.phase else {
+        let Phase::Handshake(endpoint, _) = &mut self.phase else {
             return;
         };
         let before = self.transmits.len();
         while let Some(transmit) = endpoint.poll_transmit() {
             self.transmits.push_back(transmit.message);
         }
-        if matches!(self.phase, Phase::Handshake(..)) && self.transmits.len() > before {
+        if self.transmits.len() > before {
             self.flight = Flight {
                 datagrams: self.transmits.range(before..).cloned().collect(),
                 resend_at: Some(now + RESEND_AFTER),
@@ -318,8 +332,13 @@ impl Association {
         }
     }
 
-    fn read(&mut self, now: Instant, datagram: &[u8]) -> Result<Option<Event>, Error> {
-        let (Phase::Handshake(endpoint, _) | Phase::Connected(endpoint)) = &mut self.phase else {
+    fn read(
+        &mut self,
+        now: Instant,
+        identity: &Identity,
+        datagram: &[u8],
+    ) -> Result<Option<Event>, Error> {
+        let Phase::Handshake(endpoint, _) = &mut self.phase else {
             return Ok(None);
         };
         // A parser that isn't ours, fed by the network: should it ever panic, that must cost one viewer, not a shard.
@@ -332,15 +351,12 @@ impl Association {
             return Err(Error::Handshake("the DTLS parser panicked".to_owned()));
         };
         self.collect(now);
-        let events = match (events, &self.phase) {
-            (Ok(events), _) => events,
-            // After the handshake a bad record is somebody's noise (RFC 6347 section 4.1.2.7).
-            (Err(_), Phase::Connected(_)) => return Ok(None),
-            (Err(error), _) => return Err(Error::Handshake(error.to_string())),
-        };
+        let events = events.map_err(|error| Error::Handshake(error.to_string()))?;
         for event in events {
             match event {
-                EndpointEvent::HandshakeComplete => return self.connected().map(Some),
+                EndpointEvent::HandshakeComplete => {
+                    return self.connected(now, identity).map(Some);
+                }
                 EndpointEvent::PeerClosed => {
                     self.phase = Phase::Over;
                     return Ok(Some(Event::Closed));
@@ -351,7 +367,7 @@ impl Association {
         Ok(None)
     }
 
-    fn connected(&mut self) -> Result<Event, Error> {
+    fn connected(&mut self, now: Instant, identity: &Identity) -> Result<Event, Error> {
         let Phase::Handshake(endpoint, profile) = std::mem::replace(&mut self.phase, Phase::Over)
         else {
             return Err(Error::Handshake("completed twice".to_owned()));
@@ -367,8 +383,9 @@ impl Association {
             .export_keying_material(srtp::EXPORTER_LABEL, &[], profile.keying_bytes())
             .map_err(|error| Error::Handshake(error.to_string()))?;
         let session = srtp::Session::of_server(profile, material.as_ref())?;
-        self.phase = Phase::Connected(endpoint);
-        self.flight = Flight::default();
+        let last_flight = std::mem::take(&mut self.flight).datagrams;
+        let established = Established::new(*endpoint, last_flight, identity, now);
+        self.phase = Phase::Connected(Box::new(established));
         self.received_bytes = 0;
         Ok(Event::Connected(Box::new(session)))
     }
@@ -689,6 +706,8 @@ pub(crate) mod tests {
             let mut server = Association::new(client.fingerprint);
             let session = handshake(&mut client, &mut server, &identity, &[lost]).unwrap();
             assert!(session.is_some(), "datagram {lost} lost");
+            // The viewer has keys too, so our last flight reached it.
+            client.srtp();
         }
     }
 
@@ -741,14 +760,27 @@ pub(crate) mod tests {
             let mut server = Association::new(client.fingerprint);
             handshake(&mut client, &mut server, &identity, &[]).unwrap();
             if ours {
-                server.close(now);
+                server.close();
                 let closed = server.poll_transmit().expect("a close_notify");
                 assert!(client.handle_datagram(now, closed));
             } else {
                 client.close(now);
                 let closed = client.poll_transmit().expect("a close_notify");
+                // Anybody could send it in the clear, or with a forged seal.
+                let mut forged = closed.clone();
+                *forged.last_mut().unwrap() ^= 1;
+                let mut clear = closed.clone();
+                clear[4] = 0;
+                clear.truncate(13);
+                clear[12] = 2;
+                clear.extend_from_slice(&[1, 0]);
+                for wrong in [forged, clear] {
+                    let event = server.handle_datagram(now, &identity, &wrong).unwrap();
+                    assert!(event.is_none());
+                }
                 let event = server.handle_datagram(now, &identity, &closed).unwrap();
                 assert!(matches!(event, Some(Event::Closed)));
+                assert!(server.poll_transmit().is_some(), "ours answers it");
             }
         }
     }

@@ -88,7 +88,7 @@ async fn whoever_leaves_takes_his_waiting_handshake_along() {
     let wall = world.wall();
     world
         .core
-        .handle_leave(world.now, wall, peer.id, EndReason::Left, &mut world.outbox);
+        .handle_leave(wall, peer.id, EndReason::Left, &mut world.outbox);
     // Its place goes to another one, whose handshake this is not.
     let other = world.join(2, vec![GCM]);
     world.wire.clear();
@@ -160,7 +160,7 @@ async fn viewers_who_come_and_go_leave_nothing() {
             let wall = world.wall();
             world
                 .core
-                .handle_leave(world.now, wall, peer.id, EndReason::Left, &mut world.outbox);
+                .handle_leave(wall, peer.id, EndReason::Left, &mut world.outbox);
         }
         world.work();
         assert!(world.core.is_empty());
@@ -198,12 +198,12 @@ async fn a_stream_that_turned_to_b_frames_since_the_offer_takes_nobody_for_its_p
     let wall = world.wall();
     world
         .core
-        .handle_info(world.now, wall, &name(), plain, &mut world.outbox);
+        .handle_info(wall, &name(), plain, &mut world.outbox);
     world.collect();
     assert_eq!(world.ended(ViewerId(1)), None);
     world
         .core
-        .handle_info(world.now, wall, &name(), info, &mut world.outbox);
+        .handle_info(wall, &name(), info, &mut world.outbox);
     world.collect();
     assert_eq!(world.ended(ViewerId(1)), Some(EndReason::StreamEnded));
     assert_eq!(world.ended(ViewerId(3)), None);
