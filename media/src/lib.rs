@@ -12,7 +12,7 @@
 //! | [`flv`], [`rtmp`] | tag bodies and files; the RTMP server side of a publisher's connection |
 //! | [`stream`], [`gop_cache`] | a live stream: timeline, sequences, tracks, what late subscribers get |
 //! | [`replication`] | both halves of a subscription between nodes |
-//! | [`rtp`], [`rtx`] | packet batches, the packet ring, RTCP; retransmission |
+//! | [`rtp`], [`rtx`], [`rtt`] | packet batches, the packet ring, RTCP; retransmission; round-trip time |
 //! | [`sdp`], [`ice`] | offers and answers; an ICE-lite viewer |
 //! | `testkit` | made-up streams, for tests and the feature of that name |
 
@@ -24,6 +24,7 @@ pub mod id;
 pub mod replication;
 pub mod rtmp;
 pub mod rtp;
+pub mod rtt;
 pub mod rtx;
 pub mod sdp;
 pub mod stream;
