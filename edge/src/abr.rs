@@ -6,10 +6,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
+use headwater_media::rtt::Trust;
 
+use crate::round_trip::RoundTrip;
 use crate::shard::Counters;
 use crate::shard::feedback::Sample;
 
@@ -27,13 +28,15 @@ pub(crate) struct Measured {
 #[derive(Debug)]
 pub(crate) struct AbrActor {
     core: Meter,
+    round_trip: RoundTrip,
     counters: Arc<Counters>,
 }
 
 impl AbrActor {
-    pub(crate) fn new(counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(round_trip: RoundTrip, counters: Arc<Counters>) -> Self {
         Self {
             core: Meter::default(),
+            round_trip,
             counters,
         }
     }
@@ -52,11 +55,12 @@ impl Handler<Measured> for AbrActor {
 
     fn handle(&mut self, message: Measured, _: &mut Context<Self>) {
         self.core.handle_sample(&message.sample);
-        let counters = &self.counters;
-        if let Some(rtt) = self.core.rtt() {
-            let micros = i64::try_from(rtt.as_micros()).unwrap_or(i64::MAX);
-            counters.rtt_micros.store(micros, Ordering::Relaxed);
+        match message.sample {
+            Sample::Report { rtt: Some(rtt), .. } => self.round_trip.note(Trust::Measured, rtt),
+            Sample::AnsweredWithin(took) => self.round_trip.note(Trust::AtMost, took),
+            Sample::Report { rtt: None, .. } | Sample::Arrivals { .. } => {}
         }
+        let counters = &self.counters;
         let loss = self.core.loss_permille();
         counters.loss_permille.store(loss, Ordering::Relaxed);
         if let Some(rate) = self.core.receive_rate() {
@@ -68,7 +72,6 @@ impl Handler<Measured> for AbrActor {
 /// Smooths what feedback says.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
-    rtt: Option<Duration>,
     loss_permille: u64,
     receive_rate: Option<u64>,
     /// Transport-wide feedback tells loss better than reports do.
@@ -94,11 +97,8 @@ impl Meter {
     /// Takes a feedback message in.
     pub(crate) fn handle_sample(&mut self, sample: &Sample) {
         match *sample {
-            Sample::Report { rtt, fraction_lost } => {
-                if let Some(rtt) = rtt {
-                    // RFC 6298 section 2.3 weights a sample by an eighth.
-                    self.rtt = Some(self.rtt.map_or(rtt, |old| (old * 7 + rtt) / 8));
-                }
+            Sample::AnsweredWithin(_) => {}
+            Sample::Report { fraction_lost, .. } => {
                 if !self.has_arrivals {
                     self.loss_permille = u64::from(fraction_lost) * 1000 / 256;
                 }
@@ -110,11 +110,6 @@ impl Meter {
                 span,
             } => self.handle_arrivals(received, lost, bytes, span),
         }
-    }
-
-    /// Smoothed round-trip time.
-    pub(crate) const fn rtt(&self) -> Option<Duration> {
-        self.rtt
     }
 
     /// Of 1000 packets lately, how many were lost on the way.
@@ -156,6 +151,8 @@ impl Meter {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -184,7 +181,6 @@ mod tests {
         let mut meter = Meter::default();
         meter.handle_sample(&report);
         assert_eq!(meter.loss_permille(), 250);
-        assert_eq!(meter.rtt(), Some(Duration::from_millis(80)));
 
         meter.handle_sample(&Sample::Arrivals {
             received: 2000,

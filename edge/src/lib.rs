@@ -8,7 +8,7 @@
 //! | [`registry`], [`replica`], `continuation` | one replica per watched stream: started on demand, packetized once, lingering |
 //! | [`shard`] | one core's viewers: socket, maps, fan-out |
 //! | `transport` | a viewer's secure path: STUN, DTLS, SRTP |
-//! | `viewer`, `abr`, `retransmit` | a viewer's actors, on its shard's thread |
+//! | `viewer`, `abr`, `retransmit`, `round_trip` | a viewer's actors, on its shard's thread, and what they share |
 //! | `metrics` | names and help texts |
 
 mod abr;
@@ -20,6 +20,7 @@ mod metrics;
 pub mod registry;
 pub mod replica;
 mod retransmit;
+mod round_trip;
 pub mod sessions;
 pub mod shard;
 pub mod subscriber;

@@ -19,6 +19,12 @@ pub(crate) const BYTES_SENT: &str = "headwater_edge_sent_bytes_total";
 /// See [`describe`].
 pub(crate) const RESENT: &str = "headwater_edge_packets_resent_total";
 /// See [`describe`].
+pub(crate) const RESENT_BYTES: &str = "headwater_edge_resent_bytes_total";
+/// See [`describe`].
+pub(crate) const RESENT_SPARE: &str = "headwater_edge_packets_resent_spare_total";
+/// See [`describe`].
+pub(crate) const NACKED: &str = "headwater_edge_packets_nacked_total";
+/// See [`describe`].
 pub(crate) const SEND_DROPPED: &str = "headwater_edge_sends_dropped_total";
 /// See [`describe`].
 pub(crate) const SEND_SYSCALLS: &str = "headwater_edge_send_calls_total";
@@ -64,6 +70,16 @@ pub(crate) fn describe() {
     );
     describe_counter!(BYTES_SENT, Unit::Bytes, "RTP bytes sent, tags included");
     describe_counter!(RESENT, "packets sent again by RTX");
+    describe_counter!(
+        RESENT_BYTES,
+        Unit::Bytes,
+        "payload of the packets sent again by RTX"
+    );
+    describe_counter!(
+        RESENT_SPARE,
+        "packets sent again in addition, because another NACK would come too late"
+    );
+    describe_counter!(NACKED, "packets asked for by NACK, repetitions included");
     describe_counter!(
         SEND_DROPPED,
         "messages (datagrams or runs of them) not sent, by reason"

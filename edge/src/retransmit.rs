@@ -8,16 +8,17 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
+use headwater_media::rtt::Trust;
 use headwater_media::rtx::Retransmitter;
 use headwater_media::unit::MediaKind;
 use headwater_node::clock::Clock;
 use metrics::counter;
 use tokio::sync::mpsc;
 
-use crate::metrics::{MAILBOX_FULL, NACKS_UNANSWERED};
+use crate::metrics::{MAILBOX_FULL, NACKED, NACKS_UNANSWERED, RESENT_BYTES, RESENT_SPARE};
+use crate::round_trip::RoundTrip;
 use crate::shard::stream::SharedRings;
 use crate::shard::{Command, Counters, ViewerId};
 
@@ -45,6 +46,7 @@ pub(crate) struct RetransmitActor {
     pub(crate) viewer: ViewerId,
     pub(crate) cores: Retransmitters,
     pub(crate) rings: SharedRings,
+    pub(crate) round_trip: RoundTrip,
     pub(crate) counters: Arc<Counters>,
     pub(crate) clock: Clock,
     pub(crate) commands: mpsc::Sender<Command>,
@@ -64,6 +66,7 @@ impl Handler<Nacks> for RetransmitActor {
     fn handle(&mut self, message: Nacks, _: &mut Context<Self>) {
         let asked = message.lost.len() as u64;
         self.counters.nacks.fetch_add(asked, Ordering::Relaxed);
+        counter!(NACKED).increment(asked);
         let core = match message.kind {
             MediaKind::Video => &self.cores.video,
             MediaKind::Audio => &self.cores.audio,
@@ -72,16 +75,18 @@ impl Handler<Nacks> for RetransmitActor {
             counter!(NACKS_UNANSWERED, "reason" => "no_rtx").increment(asked);
             return;
         };
-        let rtt = self.counters.rtt_micros.load(Ordering::Relaxed);
-        let rtt = u64::try_from(rtt).ok().map(Duration::from_micros);
+        let now = self.clock.now();
+        let mut core = core.borrow_mut();
+        if let Some(took) = core.since_noticed(now, &message.lost) {
+            self.round_trip.note(Trust::AtMost, took);
+        }
         let rings = self.rings.borrow();
         let mut packets = Vec::with_capacity(message.lost.len());
-        let mut core = core.borrow_mut();
         let before = core.counters();
         let keyframe = core.handle_nack(
-            self.clock.now(),
+            now,
             message.lost,
-            rtt,
+            self.round_trip.estimate(),
             |track, index| rings.payload_bytes(track, index),
             &mut packets,
         );
@@ -97,6 +102,8 @@ impl Handler<Nacks> for RetransmitActor {
                 counter!(NACKS_UNANSWERED, "reason" => reason).increment(count);
             }
         }
+        counter!(RESENT_BYTES).increment(after.sent_bytes - before.sent_bytes);
+        counter!(RESENT_SPARE).increment(after.spare - before.spare);
         let command = |command| {
             if self.commands.try_send(command).is_err() {
                 counter!(MAILBOX_FULL, "link" => "commands").increment(1);

@@ -189,7 +189,7 @@ impl Session {
     fn record(&self, now: Instant) -> serde_json::Value {
         let counters = &self.counters;
         let read = |value: &AtomicU64| value.load(Ordering::Relaxed);
-        let rtt = counters.rtt_micros.load(Ordering::Relaxed);
+        let rtt = Some(read(&counters.rtt_micros)).filter(|micros| *micros > 0);
         let age = now.saturating_duration_since(self.since);
         json!({
             "id": self.viewer.0,
@@ -202,7 +202,7 @@ impl Session {
             "nacks": read(&counters.nacks),
             "resent": read(&counters.resent),
             "plis": read(&counters.plis),
-            "rtt_ms": u64::try_from(rtt).ok().map(|micros| micros / 1000),
+            "rtt_ms": rtt.map(|micros| micros / 1000),
             "loss_permille": read(&counters.loss_permille),
             "receive_bits_per_second": read(&counters.receive_rate),
         })

@@ -22,7 +22,7 @@ mod wheel;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use headwater_media::id::StreamName;
@@ -172,8 +172,8 @@ pub struct Counters {
     pub resent: AtomicU64,
     /// PLI and FIR received (count).
     pub plis: AtomicU64,
-    /// Round-trip time by the last report (microseconds); -1: not known yet.
-    pub rtt_micros: AtomicI64,
+    /// Round-trip time as far as it is known (microseconds); 0: not at all.
+    pub rtt_micros: AtomicU64,
     /// Loss by the last report (1/1000).
     pub loss_permille: AtomicU64,
     /// Receive rate by transport-wide feedback (bits per second); 0: not known.

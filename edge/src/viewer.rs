@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use crate::abr::{AbrActor, Measured};
 use crate::metrics::{KEYFRAMES_RESENT, MAILBOX_FULL};
 use crate::retransmit::{Nacks, RetransmitActor, Retransmitters};
+use crate::round_trip::RoundTrip;
 use crate::shard::stream::SharedRings;
 use crate::shard::{Command, Counters, EndReason, ViewerId};
 
@@ -75,11 +76,13 @@ impl ViewerActor {
         clock: &Clock,
         commands: &mpsc::Sender<Command>,
     ) -> Links {
-        let abr = AbrActor::new(Arc::clone(&counters)).start();
+        let round_trip = RoundTrip::new(Arc::clone(&counters), clock.clone());
+        let abr = AbrActor::new(round_trip.clone(), Arc::clone(&counters)).start();
         let retransmit = RetransmitActor {
             viewer,
             cores: retransmitters,
             rings,
+            round_trip,
             counters: Arc::clone(&counters),
             clock: clock.clone(),
             commands: commands.clone(),

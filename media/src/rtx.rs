@@ -34,8 +34,9 @@ const RTT_MIN: Duration = Duration::from_millis(10);
 /// Viewers ask again after 20 ms at the earliest, as they look for holes that often; libwebrtc, where it sends no media itself, after 100.
 const REPEAT_MIN: Duration = Duration::from_millis(20);
 const REPEAT_MAX: Duration = Duration::from_millis(100);
-/// Bytes of spare copies that may be saved up, and are there at first: five packets, what a short burst takes.
-const SPARE_BYTES_MAX: u64 = 6000;
+/// Bytes of spare copies that are there at first, and may be saved up: five packets, and a long burst of losses.
+const SPARE_BYTES: u64 = 6000;
+const SPARE_BYTES_MAX: u64 = 16_000;
 /// Copies of a packet under way at once (count).
 const COPIES_MAX: u8 = 2;
 
@@ -201,7 +202,7 @@ impl Retransmitter {
             next_sequence: 0,
             keyframe: 0,
             budget_bytes: options.burst_bytes.into(),
-            spare_bytes: SPARE_BYTES_MAX,
+            spare_bytes: SPARE_BYTES,
             repeat: REPEAT_MAX,
             copies: None,
             counters: Counters::default(),

@@ -19,6 +19,8 @@ pub(crate) enum Sample {
         /// Of 256, lost since the last one.
         fraction_lost: u8,
     },
+    /// An answer to something of ours took so long, the viewer's own time included.
+    AnsweredWithin(Duration),
     /// A transport-wide feedback message.
     Arrivals {
         /// Packets that arrived.

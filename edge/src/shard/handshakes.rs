@@ -13,6 +13,7 @@ use metrics::counter;
 
 use crate::metrics::HANDSHAKES;
 use crate::shard::core::{Core, Event};
+use crate::shard::feedback::Sample;
 use crate::shard::outbox::Outbox;
 use crate::shard::peer::{Peer, REPORT_INTERVAL};
 use crate::shard::{EndReason, ViewerId, ViewerState};
@@ -120,6 +121,10 @@ impl Core {
                     peer.report(wall, &stream.timeline, false, outbox);
                 }
                 self.events.push_back(Event::Connected { viewer });
+                if let Some(took) = peer.dtls.answered_within() {
+                    let sample = Sample::AnsweredWithin(took);
+                    self.events.push_back(Event::Measured { viewer, sample });
+                }
                 self.start_video(viewer);
             }
             Ok(Some(dtls::Event::Closed)) => {

@@ -174,6 +174,8 @@ pub(crate) struct Association {
     expected_fingerprint: [u8; 32],
     transmits: VecDeque<BytesMut>,
     flight: Flight,
+    /// The shortest time in which the viewer answered a flight.
+    answered_within: Option<Duration>,
 }
 
 /// What we last sent in the handshake, for as long as it is unanswered.
@@ -182,6 +184,37 @@ struct Flight {
     datagrams: Vec<BytesMut>,
     resend_at: Option<Instant>,
     resends: u32,
+    /// Which one it is, and when it left first.
+    stage: Stage,
+    first_sent: Option<Instant>,
+}
+
+/// Flights of ours, in their order (RFC 6347 section 4.2.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+enum Stage {
+    #[default]
+    None,
+    HelloVerify,
+    Hello,
+    Finished,
+}
+
+impl Stage {
+    /// By the first record of a flight.
+    fn of(datagram: &[u8]) -> Self {
+        const HELLO_VERIFY_REQUEST: u8 = 3;
+        match records(datagram).next() {
+            Some((CONTENT_HANDSHAKE, 0, content)) => {
+                if content.first() == Some(&HELLO_VERIFY_REQUEST) {
+                    Self::HelloVerify
+                } else {
+                    Self::Hello
+                }
+            }
+            Some(_) => Self::Finished,
+            None => Self::None,
+        }
+    }
 }
 
 enum Phase {
@@ -215,7 +248,14 @@ impl Association {
             expected_fingerprint,
             transmits: VecDeque::new(),
             flight: Flight::default(),
+            answered_within: None,
         }
+    }
+
+    /// The shortest time from a flight of ours to the viewer's next: the round trip takes at most that long. A flight may have been
+    /// sent several times; the answer came after the first.
+    pub(crate) const fn answered_within(&self) -> Option<Duration> {
+        self.answered_within
     }
 
     /// A datagram from an address that passed a STUN check. Afterwards take what [`Self::poll_transmit`] has.
@@ -324,10 +364,24 @@ impl Association {
             self.transmits.push_back(transmit.message);
         }
         if self.transmits.len() > before {
+            let datagrams: Vec<_> = self.transmits.range(before..).cloned().collect();
+            let stage = datagrams
+                .first()
+                .map_or(Stage::None, |first| Stage::of(first));
+            let old = &self.flight;
+            let mut first_sent = Some(now);
+            if stage == old.stage {
+                first_sent = old.first_sent;
+            } else if let (true, Some(at)) = (stage > old.stage, old.first_sent) {
+                let took = now.saturating_duration_since(at);
+                self.answered_within = Some(self.answered_within.map_or(took, |t| t.min(took)));
+            }
             self.flight = Flight {
-                datagrams: self.transmits.range(before..).cloned().collect(),
+                datagrams,
                 resend_at: Some(now + RESEND_AFTER),
                 resends: 0,
+                stage,
+                first_sent,
             };
         }
     }
@@ -708,6 +762,37 @@ pub(crate) mod tests {
             assert!(session.is_some(), "datagram {lost} lost");
             // The viewer has keys too, so our last flight reached it.
             client.srtp();
+        }
+    }
+
+    #[test]
+    fn the_handshake_tells_the_round_trip_whoever_repeats_himself() {
+        let identity = Identity::generate().unwrap();
+        let millis = Duration::from_millis;
+        for (round_trip, repeats) in [(30, false), (120, false), (120, true)] {
+            let begin = start();
+            let mut client = Client::connect(vec![AEAD_GCM], begin);
+            let mut server = Association::new(client.fingerprint);
+            let hello = client.poll_transmit().unwrap();
+            let (mut now, mut connected) = (begin, false);
+            let mut up = vec![hello.clone()];
+            while !connected {
+                for datagram in up.drain(..) {
+                    let event = server.handle_datagram(now, &identity, &datagram).unwrap();
+                    connected |= event.is_some();
+                }
+                if repeats {
+                    // An impatient client sends its first flight again before ours can have arrived.
+                    let _ = server.handle_datagram(now + millis(5), &identity, &hello);
+                }
+                now += millis(round_trip);
+                while let Some(datagram) = server.poll_transmit() {
+                    client.handle_datagram(now, datagram);
+                }
+                up.extend(std::iter::from_fn(|| client.poll_transmit()));
+            }
+            let took = server.answered_within().unwrap();
+            assert_eq!(took, millis(round_trip), "repeats: {repeats}");
         }
     }
 
