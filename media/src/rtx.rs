@@ -348,7 +348,9 @@ impl Retransmitter {
                 Purpose::Spare => Decision::Suppressed,
             };
         }
-        let twice = again && self.pay(bytes, Purpose::Spare);
+        // Of spare copies two, while there are enough: in the worst case all of these are lost as well.
+        let enough = purpose == Purpose::Spare && self.spare_bytes >= SPARE_BYTES;
+        let twice = (again || enough) && self.pay(bytes, Purpose::Spare);
         self.remember(LastCopy {
             sequence: low_half(sequence),
             at_millis,
@@ -641,9 +643,10 @@ mod tests {
         assert_eq!(scene.nack(&[3]).0, [(VIDEO, 3)]);
         assert_eq!(scene.wait(5).nack(&[3]).0, [], "the same NACK, repeated");
         scene.core.repeat = millis(40);
-        assert_eq!(scene.wait(35).nack(&[3]).0, [(VIDEO, 3)]);
-        assert_eq!(scene.wait(40).nack(&[3]).0, [], "two are under way");
-        assert_eq!(scene.core.counters().spare, 1);
+        scene.core.spare_bytes = SPARE_BYTES_MAX;
+        assert_eq!(scene.wait(35).nack(&[3]).0, [(VIDEO, 3), (VIDEO, 3)]);
+        assert_eq!(scene.wait(40).nack(&[3]).0, [], "enough are under way");
+        assert_eq!(scene.core.counters().spare, 2);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod lifecycle;
 mod placement;
+mod wraps;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
