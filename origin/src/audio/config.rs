@@ -20,9 +20,10 @@ pub struct Config {
     /// Opus encoder effort, 0 (cheapest) to 10.
     pub complexity: u8,
     /// Opus in-band forward error correction: lets a viewer rebuild a lost packet from the next one, where the
-    /// encoder works in a mode that has it.
+    /// encoder works in a mode that has it: see `expected_loss_percent`.
     pub fec: bool,
-    /// Packet loss in percent that the encoder prepares for, 0 to 100.
+    /// Packet loss in percent that the encoder prepares for, 0 to 100. Up to 5 it keeps the mode that is best for music and
+    /// has no error correction; above 8 it always works in the mode for speech, which has it, costs twice the CPU and is worse for music.
     pub expected_loss_percent: u8,
     /// AAC access units that may wait per stream; more are dropped. 128 are 2.7 s at 48 kHz.
     pub queue_units: usize,
