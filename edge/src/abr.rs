@@ -1,6 +1,7 @@
 //! AbrActor: how one viewer receives.
 //!
-//! With one rendition there is nothing to choose, so it measures: round-trip time, loss, and receive rate go to the viewer's counters. Its
+//! With one rendition there is nothing to choose, so it measures: round-trip time, loss, and receive rate go to the viewer's counters, and
+//! what the link carries to the shard, whose pacer follows it. Its
 //! parent is the viewer's [`crate::viewer::ViewerActor`]; it lives on the shard's arbiter and ends when its parent lets go of it. It receives
 //! [`Measured`], one for each report; when its mailbox is full they are dropped and counted, and the next ones say the same.
 
@@ -8,11 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use actix::{Actor, Context, Handler, Message};
+use headwater_media::bwe::{Arrivals, Estimator};
 use headwater_media::rtt::Trust;
+use headwater_node::clock::Clock;
+use metrics::counter;
+use tokio::sync::mpsc;
 
+use crate::metrics::MAILBOX_FULL;
 use crate::round_trip::RoundTrip;
-use crate::shard::Counters;
 use crate::shard::feedback::Sample;
+use crate::shard::{Command, Counters, ViewerId};
 
 /// Reports waiting (count). Transport-wide feedback comes every 50 to 100 ms.
 const MAILBOX: usize = 32;
@@ -27,19 +33,13 @@ pub(crate) struct Measured {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct AbrActor {
-    core: Meter,
-    round_trip: RoundTrip,
-    counters: Arc<Counters>,
-}
-
-impl AbrActor {
-    pub(crate) fn new(round_trip: RoundTrip, counters: Arc<Counters>) -> Self {
-        Self {
-            core: Meter::default(),
-            round_trip,
-            counters,
-        }
-    }
+    pub(crate) viewer: ViewerId,
+    pub(crate) core: Meter,
+    pub(crate) round_trip: RoundTrip,
+    pub(crate) estimator: Estimator,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) clock: Clock,
+    pub(crate) commands: mpsc::Sender<Command>,
 }
 
 impl Actor for AbrActor {
@@ -54,11 +54,26 @@ impl Handler<Measured> for AbrActor {
     type Result = ();
 
     fn handle(&mut self, message: Measured, _: &mut Context<Self>) {
+        if let Sample::Arrivals(arrivals) = &message.sample {
+            let before = self.estimator.estimate();
+            let estimate = self.estimator.handle_arrivals(self.clock.now(), arrivals);
+            if let Some(estimate) = estimate.filter(|_| estimate != before) {
+                let counters = &self.counters;
+                counters.estimate.store(estimate.rate.0, Ordering::Relaxed);
+                let command = Command::Estimate {
+                    viewer: self.viewer,
+                    estimate,
+                };
+                if self.commands.try_send(command).is_err() {
+                    counter!(MAILBOX_FULL, "link" => "commands").increment(1);
+                }
+            }
+        }
         self.core.handle_sample(&message.sample);
         match message.sample {
             Sample::Report { rtt: Some(rtt), .. } => self.round_trip.note(Trust::Measured, rtt),
             Sample::AnsweredWithin(took) => self.round_trip.note(Trust::AtMost, took),
-            Sample::Report { rtt: None, .. } | Sample::Arrivals { .. } => {}
+            Sample::Report { rtt: None, .. } | Sample::Arrivals(_) => {}
         }
         let counters = &self.counters;
         let loss = self.core.loss_permille();
@@ -96,19 +111,14 @@ impl Window {
 impl Meter {
     /// Takes a feedback message in.
     pub(crate) fn handle_sample(&mut self, sample: &Sample) {
-        match *sample {
+        match sample {
             Sample::AnsweredWithin(_) => {}
             Sample::Report { fraction_lost, .. } => {
                 if !self.has_arrivals {
-                    self.loss_permille = u64::from(fraction_lost) * 1000 / 256;
+                    self.loss_permille = u64::from(*fraction_lost) * 1000 / 256;
                 }
             }
-            Sample::Arrivals {
-                received,
-                lost,
-                bytes,
-                span,
-            } => self.handle_arrivals(received, lost, bytes, span),
+            Sample::Arrivals(arrivals) => self.handle_arrivals(arrivals),
         }
     }
 
@@ -122,13 +132,13 @@ impl Meter {
         self.receive_rate
     }
 
-    fn handle_arrivals(&mut self, received: u32, lost: u32, bytes: u64, span: Option<(i64, i64)>) {
+    fn handle_arrivals(&mut self, arrivals: &Arrivals) {
         self.has_arrivals = true;
         let window = &mut self.window;
-        window.received += u64::from(received);
-        window.lost += u64::from(lost);
-        window.bytes = window.bytes.saturating_add(bytes);
-        if let Some((first, last)) = span {
+        window.received += u64::from(arrivals.received);
+        window.lost += u64::from(arrivals.lost);
+        window.bytes = window.bytes.saturating_add(arrivals.bytes);
+        if let Some((first, last)) = arrivals.span {
             window.span = Some(window.span.map_or((first, last), |(oldest, newest)| {
                 (oldest.min(first), newest.max(last))
             }));
@@ -160,12 +170,13 @@ mod tests {
         let mut meter = Meter::default();
         // 1.2 Mbit/s: 125 packets of 1200 B a second, every tenth lost, told every 100 ms on the viewer's clock.
         for i in 0..40_i64 {
-            meter.handle_sample(&Sample::Arrivals {
+            meter.handle_sample(&Sample::Arrivals(Arrivals {
                 received: 9,
                 lost: 1,
                 bytes: 15_000,
                 span: Some((i * 400, i * 400 + 399)),
-            });
+                ..Arrivals::default()
+            }));
         }
         assert_eq!(meter.loss_permille(), 100);
         let rate = meter.receive_rate().expect("measured");
@@ -182,12 +193,13 @@ mod tests {
         meter.handle_sample(&report);
         assert_eq!(meter.loss_permille(), 250);
 
-        meter.handle_sample(&Sample::Arrivals {
+        meter.handle_sample(&Sample::Arrivals(Arrivals {
             received: 2000,
             lost: 0,
             bytes: 0,
             span: None,
-        });
+            ..Arrivals::default()
+        }));
         meter.handle_sample(&report);
         assert_eq!(meter.loss_permille(), 0);
         assert_eq!(meter.receive_rate(), None);
@@ -197,12 +209,13 @@ mod tests {
     fn hostile_spans_do_not_overflow() {
         let mut meter = Meter::default();
         for span in [(i64::MIN, i64::MAX), (i64::MAX, i64::MIN), (0, 0)] {
-            meter.handle_sample(&Sample::Arrivals {
+            meter.handle_sample(&Sample::Arrivals(Arrivals {
                 received: u32::MAX,
                 lost: u32::MAX,
                 bytes: u64::MAX,
                 span: Some(span),
-            });
+                ..Arrivals::default()
+            }));
         }
     }
 }

@@ -51,6 +51,9 @@ pub struct Config {
     pub receive_buffer_bytes: usize,
     /// Limits of the HTTP side.
     pub limits: limits::Config,
+    /// How long WebRTC players shall hold a picture back, at least and at most (milliseconds, in steps of 10 up to 40,950), where they
+    /// negotiate the playout-delay extension; none: players decide by themselves.
+    pub playout_delay_ms: Option<[u16; 2]>,
     /// STUN and TURN servers that players are told of. This edge needs none.
     pub ice_servers: Vec<IceServer>,
     /// Who presents it may watch; none: everybody. Set from `[auth]`.
@@ -81,6 +84,7 @@ impl Default for Config {
             send_buffer_bytes: 8 << 20,
             receive_buffer_bytes: 4 << 20,
             limits: limits::Config::default(),
+            playout_delay_ms: None,
             ice_servers: Vec::new(),
             play_token: None,
         }

@@ -54,6 +54,8 @@ pub(crate) const SHARD_LAG: &str = "headwater_edge_shard_lag_seconds";
 pub(crate) const SHARD_EGRESS: &str = "headwater_edge_shard_egress_bits_per_second";
 /// See [`describe`].
 pub(crate) const FAN_OUT: &str = "headwater_edge_fan_out_seconds";
+/// See [`describe`].
+pub(crate) const PACED: &str = "headwater_edge_pacer_queue_seconds";
 
 /// Registers the help texts. Call once, after the recorder is installed.
 pub(crate) fn describe() {
@@ -129,5 +131,10 @@ pub(crate) fn describe() {
     describe_gauge!(
         SHARD_EGRESS,
         "what a shard sends, UDP and IP headers included, smoothed over a second"
+    );
+    describe_histogram!(
+        PACED,
+        Unit::Seconds,
+        "how long a viewer's pictures waited for the pacer until it was at the live edge again"
     );
 }

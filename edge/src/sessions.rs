@@ -205,6 +205,7 @@ impl Session {
             "rtt_ms": rtt.map(|micros| micros / 1000),
             "loss_permille": read(&counters.loss_permille),
             "receive_bits_per_second": read(&counters.receive_rate),
+            "estimate_bits_per_second": read(&counters.estimate),
         })
     }
 }

@@ -11,6 +11,7 @@ mod handshakes;
 mod inbound;
 pub(crate) mod load;
 mod outbox;
+mod outgoing;
 mod peer;
 mod run;
 mod socket;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use headwater_media::bwe::Estimate;
 use headwater_media::id::StreamName;
 use headwater_media::rtp::batch::PacketBatch;
 use headwater_media::rtx::Resend;
@@ -111,6 +113,11 @@ pub(crate) enum Command {
     },
     /// Send the newest GOP again.
     Keyframe { viewer: ViewerId },
+    /// What the viewer's link carries is known anew.
+    Estimate {
+        viewer: ViewerId,
+        estimate: Estimate,
+    },
     /// Packets are lost for good; whether that earns a keyframe the viewer's actor decides.
     KeyframeAsked { viewer: ViewerId },
 }
@@ -178,6 +185,8 @@ pub struct Counters {
     pub loss_permille: AtomicU64,
     /// Receive rate by transport-wide feedback (bits per second); 0: not known.
     pub receive_rate: AtomicU64,
+    /// What the link carries, as estimated (bits per second); 0: not known.
+    pub estimate: AtomicU64,
 }
 
 /// Where a viewer stands, as [`Counters::state`] has it.

@@ -9,12 +9,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use actix::{Actor, ActorContext, Addr, Context, Handler, Message};
+use headwater_media::bwe::Estimator;
 use headwater_node::actor::Sender;
 use headwater_node::clock::Clock;
 use metrics::counter;
 use tokio::sync::mpsc;
 
-use crate::abr::{AbrActor, Measured};
+use crate::abr::{AbrActor, Measured, Meter};
 use crate::metrics::{KEYFRAMES_RESENT, MAILBOX_FULL};
 use crate::retransmit::{Nacks, RetransmitActor, Retransmitters};
 use crate::round_trip::RoundTrip;
@@ -77,7 +78,16 @@ impl ViewerActor {
         commands: &mpsc::Sender<Command>,
     ) -> Links {
         let round_trip = RoundTrip::new(Arc::clone(&counters), clock.clone());
-        let abr = AbrActor::new(round_trip.clone(), Arc::clone(&counters)).start();
+        let abr = AbrActor {
+            viewer,
+            core: Meter::default(),
+            round_trip: round_trip.clone(),
+            estimator: Estimator::default(),
+            counters: Arc::clone(&counters),
+            clock: clock.clone(),
+            commands: commands.clone(),
+        }
+        .start();
         let retransmit = RetransmitActor {
             viewer,
             cores: retransmitters,

@@ -13,14 +13,17 @@
 //! | [`stream`], [`gop_cache`] | a live stream: timeline, sequences, tracks, what late subscribers get |
 //! | [`replication`] | both halves of a subscription between nodes |
 //! | [`rtp`], [`rtx`], [`rtt`] | packet batches, the packet ring, RTCP; retransmission; round-trip time |
+//! | [`bwe`], [`pacer`] | what a viewer's link carries, and how fast its packets leave |
 //! | [`sdp`], [`ice`] | offers and answers; an ICE-lite viewer |
 //! | `testkit` | made-up streams, for tests and the feature of that name |
 
+pub mod bwe;
 pub mod codec;
 pub mod flv;
 pub mod gop_cache;
 pub mod ice;
 pub mod id;
+pub mod pacer;
 pub mod replication;
 pub mod rtmp;
 pub mod rtp;

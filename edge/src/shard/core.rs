@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
+use headwater_media::bwe::Estimate;
 use headwater_media::codec::opus;
 use headwater_media::ice::{self, Path};
 use headwater_media::id::{StreamName, TrackId};
@@ -27,7 +28,8 @@ use crate::shard::fanout::{Job, Sent};
 use crate::shard::feedback::Sample;
 use crate::shard::handshakes::Handshakes;
 use crate::shard::outbox::Outbox;
-use crate::shard::peer::{Outgoing, Peer, PeerParts, REPORT_INTERVAL};
+use crate::shard::outgoing::Outgoing;
+use crate::shard::peer::{Peer, PeerParts, REPORT_INTERVAL};
 use crate::shard::stream::{SharedRings, Stream};
 use crate::shard::wheel::Wheel;
 use crate::shard::{Credentials, EndReason, Gone, Join, JoinError, ViewerId, ViewerState};
@@ -40,6 +42,8 @@ pub(crate) struct Options {
     pub(crate) viewers_max: usize,
     /// What each track's ring keeps.
     pub(crate) ring: Limits,
+    /// See [`crate::config::Config::playout_delay_ms`].
+    pub(crate) playout_delay_ms: Option<[u16; 2]>,
     /// When viewers are gone.
     pub(crate) ice: ice::Options,
 }
@@ -185,7 +189,7 @@ impl Core {
             counters,
         } = join;
         let new_stream = !self.streams.contains_key(&name);
-        let ring = self.options.ring;
+        let (ring, playout_delay) = (self.options.ring, self.options.playout_delay_ms);
         let stream = self
             .streams
             .entry(name.clone())
@@ -196,7 +200,14 @@ impl Core {
                 configuration.kind() == MediaKind::Video
             });
             let track = track.unwrap_or(TrackId::SOURCE_VIDEO);
-            Outgoing::new(media, track, MediaKind::Video, self.random.next_u64(), now)
+            Outgoing::new(
+                media,
+                track,
+                MediaKind::Video,
+                playout_delay,
+                self.random.next_u64(),
+                now,
+            )
         });
         let audio = negotiated.audio.as_ref().map(|media| {
             let track = track_of(&stream.info, |configuration| {
@@ -206,7 +217,14 @@ impl Core {
                 )
             });
             let track = track.unwrap_or(TrackId::OPUS);
-            Outgoing::new(media, track, MediaKind::Audio, self.random.next_u64(), now)
+            Outgoing::new(
+                media,
+                track,
+                MediaKind::Audio,
+                playout_delay,
+                self.random.next_u64(),
+                now,
+            )
         });
         let retransmitters = Retransmitters {
             video: video.as_ref().and_then(Outgoing::retransmitter),
@@ -223,17 +241,20 @@ impl Core {
             now,
         );
         let wanted = new_stream.then(|| replica.clone());
-        let slot = self.peers.insert(Peer::new(PeerParts {
-            id: viewer,
-            stream: name.clone(),
-            ice: agent,
-            fingerprint: negotiated.remote_fingerprint,
-            cname: negotiated.cname.into(),
-            video,
-            audio,
-            counters,
-            replica,
-        }));
+        let slot = self.peers.insert(Peer::new(
+            PeerParts {
+                id: viewer,
+                stream: name.clone(),
+                ice: agent,
+                fingerprint: negotiated.remote_fingerprint,
+                cname: negotiated.cname.into(),
+                video,
+                audio,
+                counters,
+                replica,
+            },
+            now,
+        ));
         stream.peers.push(slot);
         self.by_id.insert(viewer, slot);
         self.by_ufrag.insert(local_ufrag.into(), slot);
@@ -335,7 +356,12 @@ impl Core {
     }
 
     /// Keeps batches of the past, of a replica that has just been asked, and starts viewers that are waiting.
-    pub(crate) fn handle_backlog(&mut self, name: &StreamName, batches: &[Arc<PacketBatch>]) {
+    pub(crate) fn handle_backlog(
+        &mut self,
+        now: Instant,
+        name: &StreamName,
+        batches: &[Arc<PacketBatch>],
+    ) {
         let Some(stream) = self.streams.get_mut(name) else {
             return;
         };
@@ -360,7 +386,7 @@ impl Core {
         let waiting: Vec<ViewerId> = peers.filter(lost).map(|peer| peer.id).collect();
         drop(rings);
         for viewer in waiting {
-            self.start_video(viewer);
+            self.start_video(now, viewer);
         }
     }
 
@@ -411,6 +437,7 @@ impl Core {
     /// Packets that a retransmit actor decided to send again.
     pub(crate) fn handle_resend(
         &mut self,
+        now: Instant,
         viewer: ViewerId,
         kind: MediaKind,
         packets: &[Resend],
@@ -423,12 +450,19 @@ impl Core {
         let Some(stream) = self.streams.get(&peer.stream) else {
             return 0;
         };
-        peer.resend(kind, packets, &stream.rings.borrow(), outbox)
+        peer.resend(now, kind, packets, &stream.rings.borrow(), outbox)
     }
 
     /// A viewer is to get the newest GOP again, if the ring has one.
-    pub(crate) fn handle_keyframe(&mut self, viewer: ViewerId) -> bool {
-        self.start_video(viewer)
+    pub(crate) fn handle_keyframe(&mut self, now: Instant, viewer: ViewerId) -> bool {
+        self.start_video(now, viewer)
+    }
+
+    /// What a viewer's link carries is known anew.
+    pub(crate) fn handle_estimate(&mut self, now: Instant, viewer: ViewerId, estimate: Estimate) {
+        if let Some(slot) = self.slot(viewer) {
+            self.peers[slot].pacer.handle_estimate(now, estimate);
+        }
     }
 
     /// A viewer's catching up goes on at `at`.

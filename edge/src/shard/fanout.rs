@@ -7,23 +7,39 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use headwater_media::id::{StreamName, TrackId};
+use headwater_media::id::{Bitrate, StreamName, TrackId};
 use headwater_media::rtp::batch::PacketBatch;
+use headwater_media::rtp::ring::PacketRing;
 use headwater_media::unit::MediaKind;
+use smallvec::SmallVec;
 
 use crate::shard::ViewerId;
 use crate::shard::core::Core;
 use crate::shard::outbox::Outbox;
-use crate::shard::stream::Rings;
+use crate::shard::outgoing::{Allowance, Left};
+use crate::shard::peer::Peer;
+use crate::shard::stream::Stream;
 
 /// Viewers served between two looks at the clock (count): about 100 µs of sealing at six packets a picture.
 const CHUNK: usize = 8;
 
-/// Packets after which a viewer that is catching up pauses (count), and for how long. A receiver with the kernel's default buffer of 208 kB
-/// has room for about 90 packets; a GOP at once overflows it, and the NACKs and PLIs that follow make it worse. Together with the wheel's
-/// resolution this makes some 50 Mbit/s: a 2 s GOP of 2 Mbit/s takes 60 ms.
-const CATCH_UP_PACKETS: u64 = 32;
-const CATCH_UP_PAUSE: Duration = Duration::from_millis(4);
+/// Packets of a piece for a viewer that isn't at the live edge (count), and the least time between two. A receiver with the kernel's default
+/// buffer of 208 kB has room for about 90 packets; a GOP at once overflows it, and the NACKs and PLIs that follow make it worse. A keyframe
+/// is left whole up to the larger number: nothing can be shown before its last packet.
+const PIECE_PACKETS: u64 = 32;
+const KEYFRAME_PACKETS: u64 = 64;
+const PIECE_PAUSE: Duration = Duration::from_millis(4);
+
+/// A viewer that is behind goes on at a new keyframe when what lies before it would take longer than this. Below it, nothing is worth
+/// dropping.
+const BEHIND_KEYFRAME_MAX: Duration = Duration::from_millis(100);
+
+/// Pictures that would take longer than this to leave are given up: the link does not carry the rendition, and what comes that late is of
+/// no use to anybody.
+const QUEUE_MAX: Duration = Duration::from_secs(1);
+
+/// What headers, extensions and tag add to a payload, roughly (bytes).
+const OVERHEAD_BYTES: usize = 44;
 
 /// Jobs waiting (count). Each batch makes one; past this the shard is hopelessly behind, and viewers are brought up from the ring by
 /// the jobs that come later.
@@ -57,6 +73,8 @@ pub(crate) struct Sent {
     pub(crate) dropped: u64,
     /// Since when those batches were on their way that are now with their last viewer.
     pub(crate) finished: Vec<Instant>,
+    /// How long pictures waited for a viewer's pacer.
+    pub(crate) waited: Vec<Duration>,
 }
 
 impl Core {
@@ -130,8 +148,8 @@ impl Core {
                 })
             }
             Some(Job::CatchUp { viewer }) => {
-                if self.catch_up(now, viewer, outbox) {
-                    self.pause_catch_up(viewer, now + CATCH_UP_PAUSE);
+                if let Some(at) = self.catch_up(now, viewer, outbox) {
+                    self.pause_catch_up(viewer, at);
                 }
                 None
             }
@@ -160,8 +178,12 @@ impl Core {
         std::mem::take(&mut self.sent)
     }
 
-    /// Starts a connected viewer's video at the newest GOP in the ring. False if there is none; it then starts at the next keyframe.
-    pub(super) fn start_video(&mut self, viewer: ViewerId) -> bool {
+    /// Starts a connected viewer's video at the newest GOP in the ring, whether it has just joined or lost its picture. False if there is
+    /// none; it then starts at the next keyframe.
+    ///
+    /// The keyframe leaves at once, as far as the pacer allows, and the viewer runs up to the live edge from there: timestamps stay the
+    /// original ones, so that its latency is then that of everybody. If a newer keyframe comes before it is there, it goes on at that one.
+    pub(super) fn start_video(&mut self, now: Instant, viewer: ViewerId) -> bool {
         let Some(slot) = self.slot(viewer) else {
             return false;
         };
@@ -170,17 +192,32 @@ impl Core {
             return false;
         };
         let rings = stream.rings.borrow();
-        let start = rings
-            .get(video.track)
-            .and_then(|ring| ring.newest_gop().next())
-            .map(|keyframe| keyframe.first_index);
-        let Some(start) = start else {
+        let Some(ring) = rings.get(video.track) else {
             return false;
         };
-        video.position = Some(start);
+        let Some(keyframe) = ring.newest_gop().next() else {
+            return false;
+        };
+        peer.waiting_since = None;
+        if peer.pacer.is_congested() {
+            // The GOP again would overflow the same queue: this viewer goes on at the next keyframe.
+            video.position = None;
+            return true;
+        }
+        video.position = Some(keyframe.first_index);
+        let keyframe_bytes = keyframe.payload_bytes() + keyframe.len() * OVERHEAD_BYTES;
+        peer.pacer
+            .handle_media_rate(now, media_rate(stream, ring, video.track));
+        peer.pacer
+            .handle_start(now, u64::try_from(keyframe_bytes).unwrap_or(u64::MAX));
         if !peer.catching_up {
             peer.catching_up = true;
             self.video_jobs.push_back(Job::CatchUp { viewer });
+        } else if peer.catch_up_at.is_some() {
+            // It pauses, by the pace of what it was sent before.
+            peer.catch_up_at = Some(now);
+            drop(rings);
+            self.schedule(slot);
         }
         true
     }
@@ -199,6 +236,7 @@ impl Core {
         let rings = stream.rings.borrow();
         let count = stream.peers.len();
         let end = count.min(visited + CHUNK);
+        let mut paused: SmallVec<[usize; CHUNK]> = SmallVec::new();
         for i in visited..end {
             let slot = stream.peers[(start + i) % count];
             let Some(peer) = self.peers.get_mut(slot) else {
@@ -221,87 +259,154 @@ impl Core {
             match outgoing.position {
                 Some(position) if position > batch.first_index => continue,
                 Some(position) if position < batch.first_index && video => {
-                    if !has(&rings, batch.track, position) {
-                        self.sent.skips += 1;
-                        outgoing.position = None;
-                        if !batch.keyframe {
-                            continue;
+                    let ring = rings.get(batch.track);
+                    match behind(now, peer, batch, ring, position) {
+                        Behind::GoesOn => {}
+                        Behind::Skips(position) => {
+                            self.sent.skips += u64::from(!peer.pacer.is_starting());
+                            if let Some(video) = &mut peer.video {
+                                video.position = position;
+                            }
                         }
-                    } else {
-                        let viewer = peer.id;
-                        if !peer.catching_up {
-                            peer.catching_up = true;
-                            self.video_jobs.push_back(Job::CatchUp { viewer });
-                        }
-                        continue;
                     }
+                    let viewer = peer.id;
+                    if !peer.catching_up {
+                        peer.catching_up = true;
+                        self.video_jobs.push_back(Job::CatchUp { viewer });
+                    }
+                    continue;
                 }
                 None if video && !batch.keyframe => continue,
                 // Audio is always at the live edge: what was missed is not sent late.
                 Some(_) | None => {}
             }
-            let (packets, bytes) = peer.send(now, kind, batch, outbox);
-            self.sent.add(kind, packets, bytes);
+            let allowance = if video {
+                Allowance {
+                    bytes: peer.pacer.allowance(now),
+                    ..Allowance::ALL
+                }
+            } else {
+                Allowance::ALL
+            };
+            let left = peer.send(now, kind, batch, 0, allowance, outbox);
+            self.sent.add(kind, left);
+            if video && left.packets < batch.len() as u64 && !peer.catching_up {
+                // The rest of it, and what follows, leaves at the viewer's pace.
+                peer.catching_up = true;
+                peer.catch_up_at = Some(peer.pacer.next_at(now));
+                peer.waiting_since = Some(now);
+                let rate = rings
+                    .get(batch.track)
+                    .and_then(|ring| media_rate(stream, ring, batch.track));
+                peer.pacer.handle_media_rate(now, rate);
+                paused.push(slot);
+            }
+        }
+        drop(rings);
+        for slot in paused {
+            self.schedule(slot);
         }
         (end < count).then_some(end)
     }
 
-    /// Sends a viewer some of what it lacks. Returns whether there is more.
-    fn catch_up(&mut self, now: Instant, viewer: ViewerId, outbox: &mut Outbox) -> bool {
-        let Some(slot) = self.slot(viewer) else {
-            return false;
-        };
+    /// Sends a viewer some of what it lacks. Returns when to go on, if there is more.
+    fn catch_up(&mut self, now: Instant, viewer: ViewerId, outbox: &mut Outbox) -> Option<Instant> {
+        let slot = self.slot(viewer)?;
         let peer = &mut self.peers[slot];
-        let Some(stream) = self.streams.get(&peer.stream) else {
-            return false;
-        };
+        let stream = self.streams.get(&peer.stream)?;
         let rings = stream.rings.borrow();
-        let mut chunk = 0;
-        while chunk < CATCH_UP_PACKETS {
-            let Some(video) = &mut peer.video else {
-                break;
+        let at_keyframe = peer.video.as_ref().is_some_and(|video| {
+            let ring = rings.get(video.track);
+            let batch = ring.zip(video.position).and_then(|(ring, at)| ring.get(at));
+            batch.is_some_and(|(batch, place)| batch.keyframe && place == 0)
+        });
+        let mut allowance = Allowance {
+            packets: if at_keyframe {
+                KEYFRAME_PACKETS
+            } else {
+                PIECE_PACKETS
+            },
+            bytes: peer.pacer.allowance(now),
+        };
+        let more = loop {
+            let Some(video) = peer.video.as_mut().filter(|_| peer.session.is_some()) else {
+                break false;
             };
             let (Some(ring), Some(position)) = (rings.get(video.track), video.position) else {
-                break;
+                break false;
             };
             if ring.next_index().is_none_or(|next| position >= next) {
-                break;
+                break false;
             }
-            let Some((batch, _)) = ring.get(position) else {
+            let Some((batch, place)) = ring.get(position) else {
                 self.sent.skips += 1;
                 video.position = None;
-                break;
+                break false;
             };
-            let (packets, bytes) = peer.send(now, MediaKind::Video, batch, outbox);
-            self.sent.add(MediaKind::Video, packets, bytes);
-            chunk += packets;
-            if packets == 0 {
-                break;
+            if allowance.is_empty() {
+                break true;
             }
-        }
-        let more = peer.video.as_ref().is_some_and(|video| {
-            let next = rings.get(video.track).and_then(|ring| ring.next_index());
-            video
-                .position
-                .is_some_and(|position| next.is_some_and(|next| position < next))
-        }) && peer.session.is_some();
+            let left = peer.send(now, MediaKind::Video, batch, place, allowance, outbox);
+            self.sent.add(MediaKind::Video, left);
+            allowance = allowance.less(left);
+            if left.packets == 0 {
+                break false;
+            }
+        };
         peer.catching_up = more;
-        more
+        if more {
+            return Some(peer.pacer.next_at(now).max(now + PIECE_PAUSE));
+        }
+        peer.pacer.handle_caught_up();
+        if let Some(since) = peer.waiting_since.take() {
+            self.sent.waited.push(now.saturating_duration_since(since));
+        }
+        None
     }
 }
 
-fn has(rings: &Rings, track: TrackId, index: u64) -> bool {
-    rings
-        .get(track)
-        .is_some_and(|ring| ring.get(index).is_some())
+/// What a viewer does that is behind when a batch comes.
+enum Behind {
+    /// It gets what it lacks.
+    GoesOn,
+    /// It goes on from there; `None`: at the next keyframe.
+    Skips(Option<u64>),
+}
+
+fn behind(
+    now: Instant,
+    peer: &Peer,
+    batch: &PacketBatch,
+    ring: Option<&PacketRing>,
+    position: u64,
+) -> Behind {
+    let fresh = batch.keyframe.then_some(batch.first_index);
+    let Some(ring) = ring.filter(|ring| ring.get(position).is_some()) else {
+        return Behind::Skips(fresh);
+    };
+    let lacking = ring.payload_bytes_from(position);
+    let before = lacking.saturating_sub(ring.payload_bytes_from(batch.first_index));
+    if fresh.is_some() && peer.pacer.time_to_send(now, before) > BEHIND_KEYFRAME_MAX {
+        return Behind::Skips(fresh);
+    }
+    if !peer.pacer.is_starting() && peer.pacer.time_to_send(now, before) > QUEUE_MAX {
+        return Behind::Skips(None);
+    }
+    Behind::GoesOn
+}
+
+/// A track's bitrate: as the ring has it, else as its origin measured it.
+fn media_rate(stream: &Stream, ring: &PacketRing, track: TrackId) -> Option<Bitrate> {
+    let told = || stream.info.track(track).map(|track| track.bitrate);
+    ring.bitrate().or_else(told)
 }
 
 impl Sent {
-    const fn add(&mut self, kind: MediaKind, packets: u64, bytes: u64) {
+    const fn add(&mut self, kind: MediaKind, left: Left) {
         match kind {
-            MediaKind::Video => self.video_packets += packets,
-            MediaKind::Audio => self.audio_packets += packets,
+            MediaKind::Video => self.video_packets += left.packets,
+            MediaKind::Audio => self.audio_packets += left.packets,
         }
-        self.bytes += bytes;
+        self.bytes += left.bytes;
     }
 }

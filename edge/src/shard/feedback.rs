@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use headwater_media::bwe::Arrivals;
 use headwater_media::rtp::rtcp;
 use headwater_media::time::WallTime;
 use headwater_media::unit::MediaKind;
@@ -10,7 +11,7 @@ use crate::shard::core::Event;
 use crate::shard::peer::Peer;
 
 /// What one feedback message says.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Sample {
     /// A report block of one of our SSRCs (RR or SR).
     Report {
@@ -22,16 +23,7 @@ pub(crate) enum Sample {
     /// An answer to something of ours took so long, the viewer's own time included.
     AnsweredWithin(Duration),
     /// A transport-wide feedback message.
-    Arrivals {
-        /// Packets that arrived.
-        received: u32,
-        /// Packets that did not.
-        lost: u32,
-        /// Bytes that arrived.
-        bytes: u64,
-        /// Arrival of the first and the last, in units of 250 µs on the viewer's clock.
-        span: Option<(i64, i64)>,
-    },
+    Arrivals(Arrivals),
 }
 
 /// What a feedback packet means, with its label.
@@ -66,25 +58,8 @@ pub(super) fn event(
             .any(|(ssrc, _)| peer.kind_of(ssrc) == Some(MediaKind::Video))
             .then_some(("fir", Event::KeyframeAsked { viewer })),
         rtcp::Packet::TransportFeedback(message) => {
-            let (mut received, mut lost, mut bytes, mut span) = (0, 0, 0, None);
-            for arrival in message.arrivals() {
-                let Some(at) = arrival.received else {
-                    lost += 1;
-                    continue;
-                };
-                received += 1;
-                bytes += peer.size_of(arrival.sequence);
-                span = Some(span.map_or((at, at), |(first, last): (i64, i64)| {
-                    (first.min(at), last.max(at))
-                }));
-            }
-            let sample = Sample::Arrivals {
-                received,
-                lost,
-                bytes,
-                span,
-            };
-            Some(("transport", measured(sample)))
+            let arrivals = peer.numbers.history.as_ref()?.arrivals(&message);
+            Some(("transport", measured(Sample::Arrivals(arrivals))))
         }
         _ => None,
     }

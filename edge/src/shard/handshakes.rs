@@ -125,7 +125,7 @@ impl Core {
                     let sample = Sample::AnsweredWithin(took);
                     self.events.push_back(Event::Measured { viewer, sample });
                 }
-                self.start_video(viewer);
+                self.start_video(now, viewer);
             }
             Ok(Some(dtls::Event::Closed)) => {
                 return self.end(wall, slot, EndReason::Closed, outbox);

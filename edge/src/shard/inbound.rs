@@ -8,7 +8,7 @@ use headwater_media::time::WallTime;
 use metrics::counter;
 
 use crate::metrics::{DATAGRAMS_REFUSED, FEEDBACK};
-use crate::shard::core::Core;
+use crate::shard::core::{Core, Event};
 use crate::shard::demux::{Protocol, classify};
 use crate::shard::feedback;
 use crate::shard::outbox::Outbox;
@@ -119,6 +119,9 @@ impl Core {
                 }
             }
             if let Some((kind, event)) = feedback::event(peer, wall, packet) {
+                if matches!(event, Event::Nacked { .. }) {
+                    peer.pacer.handle_losses(now);
+                }
                 counter!(FEEDBACK, "kind" => kind).increment(1);
                 self.events.push_back(event);
             }

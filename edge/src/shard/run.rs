@@ -18,8 +18,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::abr::Measured;
 use crate::metrics::{
-    BATCHES_DROPPED, BYTES_SENT, FAN_OUT, KEYFRAMES_RESENT, MAILBOX_FULL, PACKETS_SENT, RESENT,
-    SHARD_BUSY, SHARD_EGRESS, SHARD_LAG, SHARD_LOAD, SKIPPED, VIEWERS, VIEWERS_ENDED,
+    BATCHES_DROPPED, BYTES_SENT, FAN_OUT, KEYFRAMES_RESENT, MAILBOX_FULL, PACED, PACKETS_SENT,
+    RESENT, SHARD_BUSY, SHARD_EGRESS, SHARD_LAG, SHARD_LOAD, SKIPPED, VIEWERS, VIEWERS_ENDED,
     VIEWERS_JOINED,
 };
 use crate::registry::ReplicaHandle;
@@ -116,6 +116,7 @@ struct Figures {
     skips: Counter,
     dropped: Counter,
     fan_out: Histogram,
+    paced: Histogram,
 }
 
 impl Figures {
@@ -134,6 +135,7 @@ impl Figures {
             skips: counter!(SKIPPED, "place" => "viewer"),
             dropped: counter!(BATCHES_DROPPED),
             fan_out: histogram!(FAN_OUT),
+            paced: histogram!(PACED),
         }
     }
 }
@@ -336,7 +338,7 @@ impl Shell {
     }
 
     fn on_media(&mut self, media: Media, outbox: &mut Outbox) {
-        let (_, wall) = self.time();
+        let (now, wall) = self.time();
         match media {
             Media::Batch {
                 stream,
@@ -349,7 +351,7 @@ impl Shell {
                 batches,
             } => {
                 self.core.handle_info(wall, &stream, info, outbox);
-                self.core.handle_backlog(&stream, &batches);
+                self.core.handle_backlog(now, &stream, &batches);
             }
             Media::Info { stream, info } => {
                 self.core.handle_info(wall, &stream, info, outbox);
@@ -361,19 +363,23 @@ impl Shell {
     }
 
     fn on_command(&mut self, command: Command, state: &State, outbox: &mut Outbox) {
+        let now = self.clock.now();
         match command {
             Command::Resend {
                 viewer,
                 kind,
                 packets,
             } => {
-                let count = self.core.handle_resend(viewer, kind, &packets, outbox);
+                let count = self.core.handle_resend(now, viewer, kind, &packets, outbox);
                 state.figures.resent.increment(count);
             }
             Command::Keyframe { viewer } => {
-                let resent = self.core.handle_keyframe(viewer);
+                let resent = self.core.handle_keyframe(now, viewer);
                 let answer = if resent { "resent" } else { "no_gop" };
                 counter!(KEYFRAMES_RESENT, "answer" => answer).increment(1);
+            }
+            Command::Estimate { viewer, estimate } => {
+                self.core.handle_estimate(now, viewer, estimate);
             }
             Command::KeyframeAsked { viewer } => {
                 if let Some(viewer) = state.viewers.get(&viewer) {
@@ -477,6 +483,9 @@ impl Shell {
         figures.bytes.increment(sent.bytes);
         figures.skips.increment(sent.skips);
         figures.dropped.increment(sent.dropped);
+        for waited in sent.waited {
+            figures.paced.record(waited.as_secs_f64());
+        }
         let now = self.clock.now();
         for since in sent.finished {
             let took = now.saturating_duration_since(since);

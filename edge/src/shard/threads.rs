@@ -95,6 +95,7 @@ impl Threads {
                 bytes: config.ring_bytes,
                 age: Duration::from_secs(config.ring_seconds),
             },
+            playout_delay_ms: config.playout_delay_ms,
             ice: ice::Options::default(),
         };
         let ips = public_ips(config)?;

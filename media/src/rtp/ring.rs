@@ -4,7 +4,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::id::Bitrate;
 use crate::rtp::batch::PacketBatch;
+
+/// Less media than this has no bitrate to speak of.
+const BITRATE_SPAN_MIN: Duration = Duration::from_millis(500);
 
 /// How much a [`PacketRing`] keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,10 +34,19 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct PacketRing {
     limits: Limits,
-    batches: VecDeque<Arc<PacketBatch>>,
+    batches: VecDeque<Kept>,
     bytes: usize,
+    /// Payload bytes that were ever pushed.
+    pushed_bytes: u64,
     /// `first_index` of the newest keyframe that was pushed; it may have left since.
     newest_keyframe: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    batch: Arc<PacketBatch>,
+    /// Payload bytes pushed before it.
+    bytes_before: u64,
 }
 
 impl PacketRing {
@@ -43,6 +56,7 @@ impl PacketRing {
             limits,
             batches: VecDeque::new(),
             bytes: 0,
+            pushed_bytes: 0,
             newest_keyframe: None,
         }
     }
@@ -63,9 +77,16 @@ impl PacketRing {
         }
         let now = batch.pts;
         self.bytes += size(&batch);
-        self.batches.push_back(batch);
+        let bytes_before = self.pushed_bytes;
+        self.pushed_bytes += u64::try_from(batch.payload_bytes()).unwrap_or(0);
+        self.batches.push_back(Kept {
+            batch,
+            bytes_before,
+        });
 
-        while let [Some(oldest), Some(_)] = [self.batches.front(), self.batches.get(1)] {
+        while let [Some(Kept { batch: oldest, .. }), Some(_)] =
+            [self.batches.front(), self.batches.get(1)]
+        {
             let too_old = now.since(oldest.pts) > self.limits.age
                 && self
                     .newest_keyframe
@@ -80,7 +101,7 @@ impl PacketRing {
 
     /// The batch that has the packet `index`, and the packet's place in it.
     pub fn get(&self, index: u64) -> Option<(&Arc<PacketBatch>, usize)> {
-        let batch = self.batches.get(self.position(index)?)?;
+        let batch = &self.batches.get(self.position(index)?)?.batch;
         let place = usize::try_from(index - batch.first_index).ok()?;
         Some((batch, place))
     }
@@ -105,17 +126,34 @@ impl PacketRing {
 
     /// Index of the oldest packet.
     pub fn oldest_index(&self) -> Option<u64> {
-        self.batches.front().map(|oldest| oldest.first_index)
+        self.batches.front().map(|oldest| oldest.batch.first_index)
     }
 
     /// Index that the next packet will have.
     pub fn next_index(&self) -> Option<u64> {
-        self.batches.back().map(|newest| end(newest))
+        self.batches.back().map(|newest| end(&newest.batch))
     }
 
     /// The newest batch.
     pub fn newest(&self) -> Option<&Arc<PacketBatch>> {
-        self.batches.back()
+        self.batches.back().map(|newest| &newest.batch)
+    }
+
+    /// Bytes of payload from the batch that has packet `index` to the newest; 0 when the ring doesn't have it.
+    pub fn payload_bytes_from(&self, index: u64) -> u64 {
+        self.position(index)
+            .and_then(|position| self.batches.get(position))
+            .map_or(0, |kept| self.pushed_bytes - kept.bytes_before)
+    }
+
+    /// The track's bitrate over all that is kept, keyframes and the others alike; `None` when that is less than half a second.
+    pub fn bitrate(&self) -> Option<Bitrate> {
+        let (oldest, newest) = (self.batches.front()?, self.batches.back()?);
+        let span = newest.batch.pts.since(oldest.batch.pts);
+        // The newest batch lasts beyond the span.
+        let bytes = newest.bytes_before - oldest.bytes_before;
+        let millis = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        (span >= BITRATE_SPAN_MIN).then(|| Bitrate(bytes.saturating_mul(8000) / millis.max(1)))
     }
 
     /// Bytes kept, as [`Limits::bytes`] counts them.
@@ -130,15 +168,16 @@ impl PacketRing {
         }
         let after = self
             .batches
-            .partition_point(|batch| batch.first_index <= index);
+            .partition_point(|kept| kept.batch.first_index <= index);
         after.checked_sub(1)
     }
 
     fn range_from(
         &self,
         start: Option<usize>,
-    ) -> std::collections::vec_deque::Iter<'_, Arc<PacketBatch>> {
-        self.batches.range(start.unwrap_or(self.batches.len())..)
+    ) -> impl ExactSizeIterator<Item = &Arc<PacketBatch>> + DoubleEndedIterator {
+        let start = start.unwrap_or(self.batches.len());
+        self.batches.range(start..).map(|kept| &kept.batch)
     }
 }
 

@@ -76,9 +76,13 @@ async fn timestamps_go_on_across_their_wrap_and_copies_repeat_them() {
                 .unwrap();
             let asked = resends(&video, &[original.sequence], offset, picture);
             peer.packets.clear();
-            world
-                .core
-                .handle_resend(peer.id, MediaKind::Video, &asked, &mut world.outbox);
+            world.core.handle_resend(
+                world.now,
+                peer.id,
+                MediaKind::Video,
+                &asked,
+                &mut world.outbox,
+            );
             world.collect();
             world.exchange(&mut peer);
             let copy = peer.of(RTX_SSRC)[0];
@@ -104,10 +108,13 @@ async fn retransmissions_are_opened_across_the_rollover_of_their_sequence_number
         // Twice around, from wherever it began.
         while sent < 140_000 {
             peer.packets.clear();
-            let count =
-                world
-                    .core
-                    .handle_resend(peer.id, MediaKind::Video, &asked, &mut world.outbox);
+            let count = world.core.handle_resend(
+                world.now,
+                peer.id,
+                MediaKind::Video,
+                &asked,
+                &mut world.outbox,
+            );
             assert_eq!(count, 64);
             sent += count;
             world.collect();

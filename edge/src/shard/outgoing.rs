@@ -1,0 +1,340 @@
+//! One RTP stream towards a viewer, with its RTX.
+//!
+//! Sequence numbers, timestamps and SSRCs are continuous whatever happens upstream: they are counted here, and only `position` refers
+//! to the stream's packets. Any part of an access unit can leave at a time, so that the pacer can spread a keyframe.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Instant;
+
+use headwater_media::bwe::History;
+use headwater_media::codec::opus;
+use headwater_media::ice::Path;
+use headwater_media::id::TrackId;
+use headwater_media::rtp::batch::PacketBatch;
+use headwater_media::rtp::header::{Layout, PacketFields, UnitFields};
+use headwater_media::rtp::packetizer::rtp_time;
+use headwater_media::rtp::rtcp::SenderInfo;
+use headwater_media::rtx::{self, Resend, Retransmitter, Sent};
+use headwater_media::sdp::NegotiatedMedia;
+use headwater_media::time::{MediaTime, WallTime};
+use headwater_media::unit::MediaKind;
+
+use crate::shard::outbox::Outbox;
+use crate::shard::stream::Rings;
+use crate::transport::srtp;
+
+/// The RTP clock of video (RFC 6184 section 8.2.1).
+const VIDEO_CLOCK_HZ: u32 = 90_000;
+
+/// The mid and playout-delay extensions are written in the first access units (count): a few seconds, until any viewer has mapped the
+/// SSRC and heard the delay.
+const UNITS_WITH_MID: u64 = 150;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) ssrc: u32,
+    pub(crate) track: TrackId,
+    pub(crate) kind: MediaKind,
+    layout: Layout,
+    playout_delay: Option<(u16, u16)>,
+    rtx: Option<Rtx>,
+    pub(crate) numbered: bool,
+    clock_hz: u32,
+    /// The next packet's sequence number; the upper bits are SRTP's rollover counter.
+    sequence: u64,
+    /// Added to a batch's `rtp_time`.
+    timestamp_offset: u32,
+    /// Index in the track of the next packet to send; `None`: wait for a keyframe.
+    pub(crate) position: Option<u64>,
+    units: u64,
+    packets: u32,
+    payload_bytes: u32,
+}
+
+#[derive(Debug)]
+struct Rtx {
+    layout: Layout,
+    sequence: u64,
+    core: Rc<RefCell<Retransmitter>>,
+}
+
+/// What packets to one viewer leave by.
+pub(super) struct Wire<'a> {
+    pub(super) now: Instant,
+    pub(super) path: Path,
+    pub(super) session: &'a srtp::Session,
+    pub(super) numbers: &'a mut Numbers,
+    pub(super) outbox: &'a mut Outbox,
+}
+
+/// What left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Left {
+    /// Packets (count).
+    pub(crate) packets: u64,
+    /// Bytes with headers and tags.
+    pub(crate) bytes: u64,
+}
+
+/// How much may leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Allowance {
+    /// Packets (count).
+    pub(crate) packets: u64,
+    /// A packet may leave while this is above zero, whatever its size.
+    pub(crate) bytes: u64,
+}
+
+impl Allowance {
+    /// No bound.
+    pub(crate) const ALL: Self = Self {
+        packets: u64::MAX,
+        bytes: u64::MAX,
+    };
+
+    pub(super) const fn less(self, left: Left) -> Self {
+        Self {
+            packets: self.packets.saturating_sub(left.packets),
+            bytes: self.bytes.saturating_sub(left.bytes),
+        }
+    }
+
+    pub(super) const fn is_empty(self) -> bool {
+        self.packets == 0 || self.bytes == 0
+    }
+}
+
+/// A viewer's transport-wide sequence numbers.
+#[derive(Debug)]
+pub(super) struct Numbers {
+    next: u16,
+    /// What was sent with the last of them, if the viewer wants any.
+    pub(super) history: Option<History>,
+}
+
+impl Numbers {
+    pub(super) fn new(wanted: bool, now: Instant) -> Self {
+        Self {
+            next: 0,
+            history: wanted.then(|| History::new(now)),
+        }
+    }
+
+    /// The packet with the next number left.
+    fn handle_sent(&mut self, now: Instant, bytes: usize) {
+        if let Some(history) = &mut self.history {
+            history.handle_sent(now, self.next, bytes);
+        }
+        self.next = self.next.wrapping_add(1);
+    }
+}
+
+impl Outgoing {
+    /// For an accepted m-section. `random` starts sequence numbers and timestamps (RFC 3550 section 5.1).
+    pub(crate) fn new(
+        media: &NegotiatedMedia,
+        track: TrackId,
+        kind: MediaKind,
+        playout_delay_ms: Option<[u16; 2]>,
+        random: u64,
+        now: Instant,
+    ) -> Self {
+        // Below 2^15, so that losing the first packets can't make a receiver guess a wrong rollover (RFC 3711 section 3.3.1).
+        let sequence = random & 0x7fff;
+        let rtx_sequence = (random >> 16) & 0x7fff;
+        let rtx = Layout::rtx(media).filter(|_| media.nack).map(|layout| Rtx {
+            layout,
+            sequence: rtx_sequence,
+            core: Rc::new(RefCell::new(Retransmitter::new(
+                rtx::Options::default(),
+                now,
+            ))),
+        });
+        Self {
+            ssrc: media.ssrc,
+            track,
+            kind,
+            layout: Layout::new(media),
+            playout_delay: playout_delay_ms.map(|[min, max]| (min / 10, max.div_ceil(10))),
+            rtx,
+            numbered: media.extensions.transport_sequence.is_some(),
+            clock_hz: match kind {
+                MediaKind::Video => VIDEO_CLOCK_HZ,
+                MediaKind::Audio => opus::CLOCK_HZ,
+            },
+            sequence,
+            timestamp_offset: low32(random >> 32),
+            position: None,
+            units: 0,
+            packets: 0,
+            payload_bytes: 0,
+        }
+    }
+
+    /// What answers NACKs of this SSRC, if anything does. Without RTX nothing may: sealing the same sequence number again with other
+    /// header extensions would repeat an AES-GCM nonce.
+    pub(crate) fn retransmitter(&self) -> Option<Rc<RefCell<Retransmitter>>> {
+        self.rtx.as_ref().map(|rtx| Rc::clone(&rtx.core))
+    }
+
+    /// Sends packets of `batch`, from its `first`th on, and moves on behind them.
+    pub(super) fn send(
+        &mut self,
+        wire: &mut Wire<'_>,
+        batch: &PacketBatch,
+        first: usize,
+        allowance: Allowance,
+    ) -> Left {
+        let early = self.units < UNITS_WITH_MID;
+        let template = self.layout.template(&UnitFields {
+            timestamp: low32(batch.rtp_time).wrapping_add(self.timestamp_offset),
+            capture_time: (batch.ingest_time != WallTime::default()).then_some(batch.ingest_time),
+            playout_delay: self.playout_delay.filter(|_| early || batch.keyframe),
+            mid: early,
+        });
+        let tag_bytes = wire.session.media.tag_bytes();
+        let first_sequence = self.sequence;
+        let mut left = Left::default();
+        let mut payload_bytes = 0_usize;
+        for i in first..batch.len() {
+            if allowance.less(left).is_empty() {
+                break;
+            }
+            let Some(payload) = batch.payload(i) else {
+                break;
+            };
+            let last = i + 1 == batch.len();
+            let fields = PacketFields {
+                sequence: low16(self.sequence),
+                transport_sequence: wire.numbers.next,
+                marker: self.kind == MediaKind::Video && last,
+            };
+            let rollover = rollover(self.sequence);
+            let length = template.len() + payload.len() + tag_bytes;
+            wire.outbox.push_with(wire.path, length, |packet| {
+                let header = template.write(packet, &fields)?;
+                packet
+                    .get_mut(header..header + payload.len())?
+                    .copy_from_slice(payload);
+                wire.session.media.seal(packet, header, rollover).ok()
+            });
+            if self.numbered {
+                wire.numbers.handle_sent(wire.now, length);
+            }
+            self.sequence += 1;
+            left.packets += 1;
+            left.bytes += length as u64;
+            payload_bytes += payload.len();
+            self.units += u64::from(last);
+        }
+        let first_index = batch.first_index + first as u64;
+        self.position = Some(first_index + left.packets);
+        if left.packets == 0 {
+            return left;
+        }
+        let payload_bytes = low32(payload_bytes as u64);
+        self.packets = self.packets.wrapping_add(low32(left.packets));
+        self.payload_bytes = self.payload_bytes.wrapping_add(payload_bytes);
+        if let Some(rtx) = &self.rtx {
+            rtx.core.borrow_mut().handle_sent(
+                wire.now,
+                &Sent {
+                    first_sequence,
+                    packets: low32(left.packets),
+                    track: batch.track,
+                    first_index,
+                    timestamp_offset: self.timestamp_offset,
+                    keyframe: batch.keyframe && first == 0 && self.kind == MediaKind::Video,
+                    bytes: payload_bytes,
+                },
+            );
+        }
+        left
+    }
+
+    /// Sends packets again, by RTX (RFC 4588): those that the ring still has.
+    pub(super) fn resend(
+        &mut self,
+        wire: &mut Wire<'_>,
+        packets: &[Resend],
+        rings: &Rings,
+    ) -> Left {
+        let Some(rtx) = &mut self.rtx else {
+            return Left::default();
+        };
+        let tag_bytes = wire.session.media.tag_bytes();
+        let mut left = Left::default();
+        for resend in packets {
+            let Some((batch, place)) = rings
+                .get(resend.track)
+                .and_then(|ring| ring.get(resend.index))
+            else {
+                continue;
+            };
+            let Some(payload) = batch.payload(place) else {
+                continue;
+            };
+            let template = rtx.layout.template(&UnitFields {
+                timestamp: low32(batch.rtp_time).wrapping_add(resend.timestamp_offset),
+                capture_time: None,
+                playout_delay: None,
+                mid: true,
+            });
+            let fields = PacketFields {
+                sequence: low16(rtx.sequence),
+                transport_sequence: wire.numbers.next,
+                marker: self.kind == MediaKind::Video && place + 1 == batch.len(),
+            };
+            let rollover = rollover(rtx.sequence);
+            // The original sequence number goes between header and payload, and is encrypted with it.
+            let header = template.len();
+            let length = header + 2 + payload.len() + tag_bytes;
+            let sent = wire.outbox.push_with(wire.path, length, |packet| {
+                let start = template.write_rtx(packet, &fields, low16(resend.sequence))?;
+                packet
+                    .get_mut(start..start + payload.len())?
+                    .copy_from_slice(payload);
+                wire.session.media.seal(packet, header, rollover).ok()
+            });
+            if sent.is_none() {
+                continue;
+            }
+            if self.numbered {
+                wire.numbers.handle_sent(wire.now, length);
+            }
+            rtx.sequence += 1;
+            left.packets += 1;
+            left.bytes += length as u64;
+        }
+        left
+    }
+
+    /// What a sender report says of this stream, if it is `media_time` at `wall`.
+    pub(super) fn sender_info(&self, wall: WallTime, media_time: MediaTime) -> SenderInfo {
+        let time = low32(rtp_time(media_time, self.clock_hz));
+        SenderInfo {
+            ssrc: self.ssrc,
+            ntp: wall.ntp(),
+            rtp_time: time.wrapping_add(self.timestamp_offset),
+            packets: self.packets,
+            bytes: self.payload_bytes,
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
+const fn low32(value: u64) -> u32 {
+    value as u32
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
+const fn low16(value: u64) -> u16 {
+    value as u16
+}
+
+/// The rollover counter of an extended sequence number.
+const fn rollover(sequence: u64) -> u32 {
+    low32(sequence >> 16)
+}

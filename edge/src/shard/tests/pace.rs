@@ -1,0 +1,330 @@
+//! Joining and watching over links of all kinds: the pacer, the estimate it follows, and the way up to the live edge.
+
+use headwater_media::bwe::Estimator;
+use headwater_media::testkit::{Conditions, Link};
+
+use super::super::feedback::Sample;
+use super::*;
+
+/// How often a browser tells what arrived.
+const FEEDBACK: Duration = Duration::from_millis(100);
+const PICTURE: Duration = Duration::from_micros(33_333);
+const STEP: Duration = Duration::from_millis(1);
+
+/// A stream, one viewer of it, and the link between.
+struct Scene {
+    world: World,
+    peer: Peer,
+    link: Link<Vec<u8>>,
+    estimator: Estimator,
+    informed: bool,
+    began: Instant,
+    next_picture: Instant,
+    pictures_sent: u32,
+    feedback_at: Instant,
+    feedback_count: u8,
+    /// Transport-wide sequence numbers and arrivals that are still to be told.
+    untold: Vec<(u16, Instant)>,
+    told: Option<u16>,
+    /// Number and arrival of each picture, in the order they arrived.
+    shown: Vec<(u64, Instant)>,
+    /// Number of the picture that is arriving.
+    arriving: Option<u64>,
+    next_sequence: Option<u16>,
+    longest_queue: Duration,
+    /// A packet did not arrive; nothing here repairs it.
+    lost: bool,
+}
+
+/// What the scene is about.
+struct Plan {
+    bits_per_second: u32,
+    gop: u32,
+    link: Conditions,
+    informed: bool,
+    /// Pictures published before the viewer joins.
+    before: u32,
+}
+
+fn link(rate: u64) -> Conditions {
+    Conditions {
+        rate: Some(rate),
+        // 200 ms, as a home router has.
+        queue_bytes: usize::try_from(rate / 40).unwrap(),
+        delay: Duration::from_millis(20),
+        ..Conditions::default()
+    }
+}
+
+impl Scene {
+    fn new(plan: &Plan) -> Self {
+        let mut world = World::new();
+        world.video = Video::new(
+            VideoOptions {
+                bits_per_second: plan.bits_per_second,
+                gop: plan.gop,
+                ..VideoOptions::default()
+            },
+            7,
+        );
+        let mut peer = world.join_with(1, vec![GCM], |negotiated| {
+            for media in [&mut negotiated.video, &mut negotiated.audio]
+                .into_iter()
+                .flatten()
+            {
+                media.transport_cc = plan.informed;
+                media.extensions.transport_sequence = plan.informed.then_some(4);
+            }
+        });
+        let backlog: Vec<_> = (0..plan.before).map(|_| world.picture()).collect();
+        world.core.handle_backlog(world.now, &name(), &backlog);
+        world.check(&peer);
+        world.exchange(&mut peer);
+        let now = world.now;
+        Self {
+            world,
+            peer,
+            link: Link::new(plan.link, 3, now),
+            estimator: Estimator::default(),
+            informed: plan.informed,
+            began: now,
+            next_picture: now,
+            pictures_sent: plan.before,
+            feedback_at: now + FEEDBACK,
+            feedback_count: 0,
+            untold: Vec::new(),
+            told: None,
+            shown: Vec::new(),
+            arriving: None,
+            next_sequence: None,
+            longest_queue: Duration::ZERO,
+            lost: false,
+        }
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = self.world.now + time;
+        while self.world.now < end {
+            self.world.pass(STEP);
+            let now = self.world.now;
+            if now >= self.next_picture {
+                self.next_picture += PICTURE;
+                self.pictures_sent += 1;
+                let picture = self.world.picture();
+                self.world.send(picture);
+            }
+            self.world.work();
+            while let Some((to, datagram)) = self.world.wire.pop_front() {
+                assert_eq!(to, self.peer.path);
+                self.link.send(now, datagram.len() + 28, datagram);
+            }
+            self.longest_queue = self.longest_queue.max(self.link.queued(now));
+            while let Some((at, datagram)) = self.link.poll_arrived(now) {
+                self.receive(at, &datagram);
+            }
+            if self.informed && now >= self.feedback_at {
+                self.feedback_at = now + FEEDBACK;
+                self.tell();
+            }
+            self.measure();
+        }
+    }
+
+    fn receive(&mut self, at: Instant, datagram: &[u8]) {
+        let before = self.peer.packets.len();
+        self.peer.handle(at, datagram);
+        let Some(packet) = self.peer.packets.get(before).cloned() else {
+            return;
+        };
+        if let Some(number) = packet.transport_sequence {
+            self.untold.push((number, at));
+        }
+        if packet.ssrc != VIDEO_SSRC {
+            return;
+        }
+        let whole = self
+            .next_sequence
+            .is_none_or(|next| next == packet.sequence);
+        self.next_sequence = Some(packet.sequence.wrapping_add(1));
+        self.lost |= !whole;
+        self.arriving = number_in(&packet.payload).or(self.arriving);
+        if packet.marker {
+            self.shown.push((self.arriving.expect("it began"), at));
+        }
+    }
+
+    /// Sends transport-wide feedback of what arrived since the last one.
+    fn tell(&mut self) {
+        let Some(&(first, _)) = self.untold.first() else {
+            return;
+        };
+        let base = self.told.map_or(first, |told| told.wrapping_add(1));
+        let reference = self.untold[0].1 - self.began;
+        let reference = u32::try_from(reference.as_millis() / 64).unwrap();
+        let mut last = u64::from(reference) * 64_000;
+        let count = self.untold.last().unwrap().0.wrapping_sub(base) + 1;
+        let mut chunks: Vec<u16> = Vec::new();
+        let mut deltas = Vec::new();
+        for (number, at) in self.untold.drain(..) {
+            while base.wrapping_add(u16::try_from(chunks.len()).unwrap()) != number {
+                // A run of one packet that did not come.
+                chunks.push(0x0001);
+            }
+            let micros = u64::try_from((at - self.began).as_micros()).unwrap() / 250 * 250;
+            let delta = i16::try_from((micros.cast_signed() - last.cast_signed()) / 250).unwrap();
+            last = micros;
+            // A run of one packet with a two-byte delta.
+            chunks.push(0x4001);
+            deltas.push(delta);
+            self.told = Some(number);
+        }
+        let mut message = vec![0x8f, 205, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+        message.extend(base.to_be_bytes());
+        message.extend(count.to_be_bytes());
+        message.extend(&reference.to_be_bytes()[1..]);
+        message.push(self.feedback_count);
+        message.extend(chunks.iter().flat_map(|chunk| chunk.to_be_bytes()));
+        message.extend(deltas.iter().flat_map(|delta| delta.to_be_bytes()));
+        message.resize(message.len().next_multiple_of(4), 0);
+        let words = u16::try_from(message.len() / 4 - 1).unwrap();
+        message[2..4].copy_from_slice(&words.to_be_bytes());
+        self.feedback_count = self.feedback_count.wrapping_add(1);
+        let sealed = self.peer.feedback(&message);
+        // The way back takes the same delay, but nothing here depends on it.
+        self.world.receive(self.peer.path, &sealed);
+    }
+
+    /// What the viewer's actor does with it.
+    fn measure(&mut self) {
+        for event in std::mem::take(&mut self.world.events) {
+            if let Event::Measured {
+                sample: Sample::Arrivals(arrivals),
+                ..
+            } = event
+                && let Some(estimate) = self.estimator.handle_arrivals(self.world.now, &arrivals)
+            {
+                self.world
+                    .core
+                    .handle_estimate(self.world.now, self.peer.id, estimate);
+            }
+        }
+    }
+
+    /// The longest time without a new picture, once there was one.
+    fn longest_gap(&self) -> Duration {
+        self.shown
+            .windows(2)
+            .map(|pair| pair[1].1 - pair[0].1)
+            .max()
+            .unwrap()
+    }
+
+    /// How long the pictures of the last second were on their way, at most.
+    fn lateness(&self) -> Duration {
+        let (_, end) = self.shown.last().unwrap();
+        let newest = u64::from(self.pictures_sent) - 1;
+        let sent = self.next_picture - PICTURE;
+        self.shown
+            .iter()
+            .filter(|(_, at)| *end - *at < SECOND)
+            .map(|(number, at)| *at - (sent - PICTURE * u32::try_from(newest - number).unwrap()))
+            .max()
+            .unwrap()
+    }
+}
+
+/// The number of the picture that a packet begins: it stands in an SEI, alone or in a STAP-A.
+fn number_in(payload: &[u8]) -> Option<u64> {
+    let marked = payload
+        .windows(16)
+        .position(|bytes| bytes == b"headwater-number")?;
+    let digits = payload.get(marked + 16..marked + 32)?;
+    u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+}
+
+#[actix_rt::test]
+async fn joining_is_smooth_and_ends_at_the_live_edge_whatever_the_link() {
+    for rate in [20_000_000, 6_000_000, 3_000_000] {
+        for gop in [15, 60, 300] {
+            for before in [gop + 2, gop + gop / 2, gop + gop - 2] {
+                let plan = Plan {
+                    bits_per_second: 1_500_000,
+                    gop,
+                    link: link(rate),
+                    informed: true,
+                    before,
+                };
+                let mut scene = Scene::new(&plan);
+                scene.run(Duration::from_secs(12));
+                let case = format!("{rate} bit/s, GOP of {gop}, joined at {before}");
+                assert!(!scene.lost, "{case}");
+                // The largest keyframes have 81 kB, 217 ms on the slowest of these links.
+                let keyframe = Duration::from_micros(81_000 * 8_000_000 / rate);
+                let first = scene.shown[0].1 - scene.began;
+                assert!(
+                    first < Duration::from_millis(200) + keyframe,
+                    "{case}: {first:?}"
+                );
+                let gap = scene.longest_gap();
+                assert!(
+                    gap < Duration::from_millis(120) + keyframe,
+                    "{case}: {gap:?}"
+                );
+                let late = scene.lateness();
+                assert!(
+                    late < Duration::from_millis(120) + keyframe,
+                    "{case}: {late:?} late"
+                );
+            }
+        }
+    }
+}
+
+#[actix_rt::test]
+async fn a_keyframe_does_not_burst_onto_a_narrow_link() {
+    let plan = Plan {
+        bits_per_second: 2_000_000,
+        gop: 60,
+        link: link(3_000_000),
+        informed: true,
+        before: 62,
+    };
+    let mut scene = Scene::new(&plan);
+    scene.run(Duration::from_secs(4));
+    scene.longest_queue = Duration::ZERO;
+    scene.run(Duration::from_secs(10));
+    // Keyframes of up to 109 kB would stand there for 290 ms.
+    let queue = scene.longest_queue;
+    assert!(queue < Duration::from_millis(150), "{queue:?}");
+}
+
+#[actix_rt::test]
+async fn a_link_below_the_rendition_costs_pictures_and_not_latency() {
+    let plan = Plan {
+        bits_per_second: 2_500_000,
+        gop: 30,
+        link: link(1_500_000),
+        informed: true,
+        before: 31,
+    };
+    let mut scene = Scene::new(&plan);
+    scene.run(Duration::from_secs(20));
+    let late = scene.lateness();
+    assert!(late < Duration::from_millis(1500), "{late:?}");
+    assert!(scene.world.core.take_sent().skips > 0);
+}
+
+#[actix_rt::test]
+async fn a_viewer_without_feedback_is_not_paced_once_it_is_live() {
+    let plan = Plan {
+        bits_per_second: 1_500_000,
+        gop: 60,
+        link: Conditions::default(),
+        informed: false,
+        before: 90,
+    };
+    let mut scene = Scene::new(&plan);
+    scene.run(Duration::from_secs(4));
+    let late = scene.lateness();
+    assert!(late <= 2 * STEP, "{late:?}");
+}

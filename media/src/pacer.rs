@@ -1,0 +1,372 @@
+//! How fast a viewer's packets leave: a token bucket whose rate follows what is known of the link.
+//!
+//! Nothing queues here. A viewer's queue is the part of the shared packet ring that is still ahead of it; the pacer only says how
+//! many bytes may leave now, and when to ask again. Sound and retransmissions never ask, but they are counted, so that pictures
+//! make room for them.
+//!
+//! | viewer | at the live edge | while it runs up to the live edge ([`Pacer::handle_start`]) |
+//! |---|---|---|
+//! | tells when packets arrive (transport-cc) | 1.5 × estimate; 2.5 × the rendition before the first one | the estimate itself; 2.5 × the rendition before the first one |
+//! | does not | not paced | 2.5 × the rendition, after 500 ms doubled every 250 ms until it reports losses |
+
+use std::time::{Duration, Instant};
+
+use crate::bwe::Estimate;
+use crate::id::Bitrate;
+
+/// What may leave at once, as time at the pacing rate. libwebrtc's pacer has the same burst; an ordinary picture is below it and so
+/// leaves as one GSO message, and a keyframe is spread.
+const BURST: Duration = Duration::from_millis(40);
+/// The least burst (bytes): two packets.
+const BURST_BYTES_MIN: u64 = 2400;
+/// Once the burst is used up, pieces of this length at the pacing rate leave: each costs a system call's share.
+const PIECE: Duration = Duration::from_millis(8);
+/// No estimate lowers the rate below this (bits per second): sound and reports still have to get through.
+const RATE_MIN: u64 = 100_000;
+/// The rendition's bitrate as long as it is not known (bits per second).
+const MEDIA_RATE_ASSUMED: u64 = 2_000_000;
+/// The rate at which a viewer without feedback runs up at most (bits per second): a receiver with the kernel's default buffer of
+/// 208 kB loses packets when more comes before it is scheduled.
+const UNINFORMED_RATE_MAX: u64 = 64_000_000;
+/// How long a viewer without feedback must be silent about losses before its rate doubles for the first time, and then again. Until a full
+/// queue is heard of, a round trip passes and a second's worth of a slow link may be lost; a GOP of two seconds is through before.
+const DOUBLING_AFTER: Duration = Duration::from_millis(500);
+const DOUBLING: Duration = Duration::from_millis(250);
+/// How long nothing more is sent to a viewer without feedback when it reports the first losses, so that the queue in its network drains: what
+/// home routers hold.
+const DRAIN: Duration = Duration::from_millis(250);
+
+/// See the module. One for each viewer.
+#[derive(Debug, Clone)]
+pub struct Pacer {
+    /// The viewer sends transport-wide feedback.
+    informed: bool,
+    media_rate: u64,
+    estimate: Option<Estimate>,
+    /// Bytes that may leave; negative after a packet that was larger, or that didn't ask.
+    budget_bytes: i64,
+    /// When the budget was right.
+    at: Instant,
+    start: Option<Start>,
+}
+
+/// A viewer runs up to the live edge.
+#[derive(Debug, Clone, Copy)]
+struct Start {
+    since: Instant,
+    /// It reported losses meanwhile.
+    congested: bool,
+}
+
+impl Pacer {
+    /// `informed`: the viewer sends transport-wide feedback.
+    pub const fn new(informed: bool, now: Instant) -> Self {
+        Self {
+            informed,
+            media_rate: MEDIA_RATE_ASSUMED,
+            estimate: None,
+            budget_bytes: 0,
+            at: now,
+            start: None,
+        }
+    }
+
+    /// The rendition's bitrate, as measured; `None` leaves the one known before.
+    pub fn handle_media_rate(&mut self, now: Instant, rate: Option<Bitrate>) {
+        if let Some(Bitrate(rate)) = rate.filter(|rate| rate.0 > 0) {
+            self.refill(now);
+            self.media_rate = rate;
+        }
+    }
+
+    /// What the link carries, by the viewer's feedback.
+    pub fn handle_estimate(&mut self, now: Instant, estimate: Estimate) {
+        self.refill(now);
+        self.estimate = Some(estimate);
+    }
+
+    /// The viewer begins to run up to the live edge. `keyframe_bytes` is what it must have to show its first picture; a viewer
+    /// that isn't paced gets that at once.
+    pub fn handle_start(&mut self, now: Instant, keyframe_bytes: u64) {
+        self.refill(now);
+        self.start = Some(Start {
+            since: now,
+            congested: false,
+        });
+        let free = if self.informed {
+            self.burst_bytes(now)
+        } else {
+            keyframe_bytes.max(self.burst_bytes(now))
+        };
+        self.budget_bytes = self
+            .budget_bytes
+            .max(i64::try_from(free).unwrap_or(i64::MAX));
+    }
+
+    /// The viewer has reached the live edge.
+    pub const fn handle_caught_up(&mut self) {
+        self.start = None;
+    }
+
+    /// The viewer asked for lost packets. One without feedback has no better way to say that its link is full.
+    pub fn handle_losses(&mut self, now: Instant) {
+        self.refill(now);
+        let Some(start) = self.start.as_mut().filter(|_| !self.informed) else {
+            return;
+        };
+        if !start.congested {
+            start.congested = true;
+            if let Some(Bitrate(rate)) = self.rate(now) {
+                let drain = i64::try_from(bytes_in(rate, DRAIN)).unwrap_or(i64::MAX);
+                self.budget_bytes = self.budget_bytes.min(0).saturating_sub(drain);
+            }
+        }
+    }
+
+    /// The viewer, which has no better way to say it, lost packets while it ran up to the live edge.
+    pub fn is_congested(&self) -> bool {
+        self.start.is_some_and(|start| start.congested)
+    }
+
+    /// The viewer is running up to the live edge.
+    pub const fn is_starting(&self) -> bool {
+        self.start.is_some()
+    }
+
+    /// Bits per second at which pictures leave now; `None`: as they come.
+    pub fn rate(&self, now: Instant) -> Option<Bitrate> {
+        let first = self.media_rate.saturating_mul(5) / 2;
+        let rate = match (self.informed, self.start, self.estimate) {
+            (false, None, _) => return None,
+            (false, Some(start), _) if start.congested => self.media_rate.saturating_mul(5) / 4,
+            (false, Some(start), _) => {
+                let elapsed = now.saturating_duration_since(start.since);
+                let doublings = match elapsed.checked_sub(DOUBLING_AFTER) {
+                    Some(silent) => 1 + silent.as_millis() / DOUBLING.as_millis(),
+                    None => 0,
+                };
+                let doublings = u32::try_from(doublings).unwrap_or(u32::MAX).min(16);
+                first
+                    .saturating_mul(1 << doublings)
+                    .min(UNINFORMED_RATE_MAX.max(first))
+            }
+            (true, _, None) => first,
+            (true, start, Some(estimate)) => {
+                let carried = estimate.rate.0;
+                if estimate.overused {
+                    // The queue in the network has to drain.
+                    carried
+                } else {
+                    let rate = match start {
+                        Some(_) => carried,
+                        None => carried.saturating_mul(3) / 2,
+                    };
+                    // A link without a queue carries what is sent, however little it was estimated at when less was sent.
+                    rate.max(self.media_rate.saturating_mul(5) / 4)
+                }
+            }
+        };
+        Some(Bitrate(rate.max(RATE_MIN)))
+    }
+
+    /// Bytes that may leave now. A packet may leave while this is above zero, whatever its size.
+    pub fn allowance(&mut self, now: Instant) -> u64 {
+        if self.rate(now).is_none() {
+            return u64::MAX;
+        }
+        self.refill(now);
+        u64::try_from(self.budget_bytes).unwrap_or(0)
+    }
+
+    /// Bytes left.
+    pub fn handle_sent(&mut self, now: Instant, bytes: u64) {
+        if self.rate(now).is_some() {
+            self.refill(now);
+            self.budget_bytes = self
+                .budget_bytes
+                .saturating_sub_unsigned(bytes)
+                .max(-i64::from(u32::MAX));
+        }
+    }
+
+    /// When the next piece may leave, once [`Self::allowance`] is used up.
+    pub fn next_at(&mut self, now: Instant) -> Instant {
+        let Some(Bitrate(rate)) = self.rate(now) else {
+            return now;
+        };
+        self.refill(now);
+        let piece = bytes_in(rate, PIECE).max(BURST_BYTES_MIN);
+        let missing = i64::try_from(piece).unwrap_or(i64::MAX) - self.budget_bytes;
+        let missing = u64::try_from(missing).unwrap_or(0);
+        now + time_of(missing, rate)
+    }
+
+    /// How long it takes until `bytes` have left at the present rate.
+    pub fn time_to_send(&self, now: Instant, bytes: u64) -> Duration {
+        self.rate(now)
+            .map_or(Duration::ZERO, |rate| time_of(bytes, rate.0))
+    }
+
+    fn burst_bytes(&self, now: Instant) -> u64 {
+        self.rate(now)
+            .map_or(0, |rate| bytes_in(rate.0, BURST))
+            .max(BURST_BYTES_MIN)
+    }
+
+    /// Adds what was earned since the last time, at the rate that held until now.
+    fn refill(&mut self, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.at);
+        self.at = self.at.max(now);
+        let Some(Bitrate(rate)) = self.rate(now) else {
+            self.budget_bytes = 0;
+            return;
+        };
+        let burst = i64::try_from(self.burst_bytes(now)).unwrap_or(i64::MAX);
+        if self.budget_bytes < burst {
+            let earned = i64::try_from(bytes_in(rate, elapsed)).unwrap_or(i64::MAX);
+            self.budget_bytes = self.budget_bytes.saturating_add(earned).min(burst);
+        }
+    }
+}
+
+fn bytes_in(bits_per_second: u64, time: Duration) -> u64 {
+    let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    bits_per_second.saturating_mul(micros) / 8_000_000
+}
+
+fn time_of(bytes: u64, bits_per_second: u64) -> Duration {
+    Duration::from_micros(bytes.saturating_mul(8_000_000) / bits_per_second.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit;
+
+    const MEDIA: Bitrate = Bitrate(2_000_000);
+
+    fn pacer(informed: bool, now: Instant) -> Pacer {
+        let mut pacer = Pacer::new(informed, now);
+        pacer.handle_media_rate(now, Some(MEDIA));
+        pacer
+    }
+
+    fn estimate(rate: u64, overused: bool) -> Estimate {
+        Estimate {
+            rate: Bitrate(rate),
+            overused,
+        }
+    }
+
+    fn rate(pacer: &Pacer, now: Instant) -> Option<u64> {
+        pacer.rate(now).map(|rate| rate.0)
+    }
+
+    /// Sends packets of 1200 B whenever it may; how many bytes left in `time`.
+    fn drain(pacer: &mut Pacer, from: Instant, time: Duration) -> u64 {
+        let (mut now, mut sent) = (from, 0);
+        while now < from + time {
+            while pacer.allowance(now) > 0 {
+                pacer.handle_sent(now, 1200);
+                sent += 1200;
+            }
+            let next = pacer.next_at(now);
+            assert!(next > now, "it would spin");
+            now = next;
+        }
+        sent
+    }
+
+    #[test]
+    fn the_rate_follows_what_is_known_of_the_link() {
+        let now = testkit::start();
+        let mut informed = pacer(true, now);
+        assert_eq!(rate(&informed, now), Some(5_000_000));
+        informed.handle_estimate(now, estimate(8_000_000, false));
+        assert_eq!(rate(&informed, now), Some(12_000_000));
+        informed.handle_start(now, 0);
+        assert_eq!(rate(&informed, now), Some(8_000_000));
+        informed.handle_caught_up();
+        // While a queue stands in the network no more than it carries; else never less than the rendition needs.
+        informed.handle_estimate(now, estimate(1_000_000, true));
+        assert_eq!(rate(&informed, now), Some(1_000_000));
+        informed.handle_estimate(now, estimate(1_000_000, false));
+        assert_eq!(rate(&informed, now), Some(2_500_000));
+    }
+
+    #[test]
+    fn a_viewer_without_feedback_is_paced_only_until_it_is_live() {
+        let now = testkit::start();
+        let mut pacer = pacer(false, now);
+        assert_eq!(rate(&pacer, now), None);
+        assert_eq!(pacer.allowance(now), u64::MAX);
+        pacer.handle_start(now, 60_000);
+        assert_eq!(pacer.allowance(now), 60_000);
+        assert_eq!(rate(&pacer, now), Some(5_000_000));
+        let later = now + Duration::from_millis(800);
+        assert_eq!(rate(&pacer, later), Some(20_000_000));
+        assert_eq!(
+            rate(&pacer, now + Duration::from_secs(9)),
+            Some(UNINFORMED_RATE_MAX)
+        );
+        pacer.handle_losses(later);
+        assert_eq!(rate(&pacer, later), Some(2_500_000));
+        pacer.handle_caught_up();
+        assert_eq!(rate(&pacer, later), None);
+    }
+
+    #[test]
+    fn what_leaves_is_the_rate_and_one_burst() {
+        for bits in [100_000_u64, 1_000_000, 3_000_000, 40_000_000] {
+            let now = testkit::start();
+            let mut pacer = pacer(true, now);
+            pacer.handle_estimate(now, estimate(bits, true));
+            let sent = drain(&mut pacer, now, Duration::from_secs(2));
+            let expected = bits / 4;
+            let slack = bytes_in(bits, BURST).max(BURST_BYTES_MIN) + 2400;
+            assert!(
+                (expected.saturating_sub(slack)..=expected + slack).contains(&sent),
+                "{bits}: {sent} of {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn idle_time_saves_up_one_burst_and_no_more() {
+        let now = testkit::start();
+        let mut pacer = pacer(true, now);
+        let later = now + Duration::from_secs(60);
+        assert_eq!(pacer.allowance(later), bytes_in(5_000_000, BURST));
+    }
+
+    #[test]
+    fn what_does_not_ask_delays_what_does() {
+        let now = testkit::start();
+        let mut pacer = pacer(true, now);
+        pacer.handle_start(now, 0);
+        pacer.handle_sent(now, 100_000);
+        assert_eq!(pacer.allowance(now), 0);
+        let wait = pacer.next_at(now) - now;
+        // 100 kB less the burst of 25 kB, and a piece of 5 kB, at 5 Mbit/s.
+        assert_eq!(wait, Duration::from_millis(128));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn it_neither_spins_nor_overflows(rates in proptest::collection::vec((0_u64..=u64::MAX, proptest::bool::ANY), 1..20), informed in proptest::bool::ANY) {
+            let mut now = testkit::start();
+            let mut pacer = Pacer::new(informed, now);
+            for (rate, overused) in rates {
+                pacer.handle_estimate(now, estimate(rate, overused));
+                pacer.handle_media_rate(now, Some(Bitrate(rate / 3)));
+                pacer.handle_start(now, rate);
+                pacer.handle_sent(now, rate);
+                let next = pacer.next_at(now);
+                proptest::prop_assert!(next >= now);
+                now += Duration::from_millis(7);
+                pacer.handle_caught_up();
+                let _ = pacer.allowance(now);
+            }
+        }
+    }
+}
