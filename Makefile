@@ -40,6 +40,7 @@ bench: ## Measure the edge against the floor: five minutes on a quiet machine (B
 lint: ## Formatting, clippy and documentation, all without a warning
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --package headwater-edge --benches --features testkit -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --locked --workspace --no-deps --document-private-items
 	bash -n deploy/dev/*.sh .ci/run
 	node --check edge/player/index.js

@@ -24,6 +24,8 @@ mod round_trip;
 pub mod sessions;
 pub mod shard;
 pub mod subscriber;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 mod transport;
 mod upstream;
 mod viewer;

@@ -281,7 +281,12 @@ impl Drop for ReplicaHandle {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testkit"))]
+#[cfg_attr(not(test), allow(dead_code, unused_imports))]
+#[allow(
+    clippy::unwrap_used,
+    reason = "tests, though clippy sees that only in cfg(test)"
+)]
 pub(crate) mod tests {
     use actix::{Context, Handler};
 

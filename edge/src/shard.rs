@@ -16,8 +16,13 @@ mod peer;
 mod run;
 mod socket;
 pub(crate) mod stream;
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "testkit"))]
+#[cfg_attr(not(test), allow(dead_code, unused_imports))]
+#[allow(
+    clippy::unwrap_used,
+    reason = "tests, though clippy sees that only in cfg(test)"
+)]
+pub(crate) mod tests;
 mod threads;
 mod wheel;
 

@@ -72,9 +72,9 @@ pub(crate) struct Sent {
     /// Batches there was no room for in the queue of jobs.
     pub(crate) dropped: u64,
     /// Since when those batches were on their way that are now with their last viewer.
-    pub(crate) finished: Vec<Instant>,
+    pub(crate) finished: SmallVec<[Instant; 8]>,
     /// How long pictures waited for a viewer's pacer.
-    pub(crate) waited: Vec<Duration>,
+    pub(crate) waited: SmallVec<[Duration; 32]>,
 }
 
 impl Core {

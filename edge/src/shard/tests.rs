@@ -1,5 +1,9 @@
 //! Scenarios of a shard's core under virtual time: viewers with real DTLS and SRTP, datagrams carried by hand.
 
+#[cfg(test)]
+mod allocations;
+pub(crate) mod crowd;
+#[cfg(test)]
 mod lifecycle;
 mod pace;
 mod placement;

@@ -592,7 +592,12 @@ fn srtp_profiles(hello: &[u8]) -> Option<Vec<u16>> {
     None
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testkit"))]
+#[cfg_attr(not(test), allow(dead_code, unused_imports))]
+#[allow(
+    clippy::unwrap_used,
+    reason = "tests, though clippy sees that only in cfg(test)"
+)]
 pub(crate) mod tests {
     use std::time::Duration;
 
@@ -934,6 +939,7 @@ pub(crate) mod tests {
         assert!(matches!(error, Error::TooMuch));
     }
 
+    #[cfg(test)]
     proptest::proptest! {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {

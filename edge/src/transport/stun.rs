@@ -141,7 +141,12 @@ fn canonical(ip: IpAddr) -> IpAddr {
     ip.to_canonical()
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testkit"))]
+#[cfg_attr(not(test), allow(dead_code, unused_imports))]
+#[allow(
+    clippy::unwrap_used,
+    reason = "tests, though clippy sees that only in cfg(test)"
+)]
 pub(crate) mod tests {
     use rtc_stun::attributes::{ATTR_ICE_CONTROLLING, ATTR_XORMAPPED_ADDRESS};
     use rtc_stun::message::{Getter, TransactionId};
@@ -245,6 +250,7 @@ pub(crate) mod tests {
         assert!(Request::parse(&[0; 4000]).is_none());
     }
 
+    #[cfg(test)]
     proptest::proptest! {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {

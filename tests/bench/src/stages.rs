@@ -50,8 +50,12 @@ pub(crate) struct Options {
 const JOINS_PER_SECOND: f64 = 17.0;
 const FAST_JOINS_PER_SECOND: f64 = 53.0;
 
-/// Viewers at which latency is measured.
-const LATENCY_AT: [usize; 3] = [1, 100, 400];
+/// Viewers at which latency is measured, and the figures' names. On the way to the last, joining is measured too.
+const LATENCY_AT: [(usize, &str, &str); 2] = [
+    (1, names::LATENCY_1_P50, names::LATENCY_1_P99),
+    (100, names::LATENCY_100_P50, names::LATENCY_100_P99),
+];
+const LATENCY_LAST: (usize, &str, &str) = (400, names::LATENCY_400_P50, names::LATENCY_400_P99);
 
 /// Viewers that join in [`Part::Joins`] when no other stage needs more (count).
 const JOINERS: usize = 200;
@@ -80,6 +84,8 @@ pub(crate) struct Run<'a> {
     options: &'a Options,
     cluster: Cluster,
     report: &'a mut Report,
+    /// The worst of the stages in which nothing may be lost.
+    loss_percent: Option<f64>,
 }
 
 impl<'a> Run<'a> {
@@ -99,6 +105,7 @@ impl<'a> Run<'a> {
             options,
             cluster: Cluster::start(place)?,
             report,
+            loss_percent: None,
         })
     }
 
@@ -124,6 +131,9 @@ impl<'a> Run<'a> {
         if let Some(window) = window.filter(|_| self.options.parts.contains(&Part::Shards)) {
             self.shards(&window)?;
         }
+        if let Some(loss) = self.loss_percent {
+            self.report.add(names::LOSS, loss, "%");
+        }
         self.cluster.check()
     }
 
@@ -139,29 +149,18 @@ impl<'a> Run<'a> {
         let before = Usage::of(edge.process.id())?;
         let mut load = Load::new(&edge.target, None)?;
         if latency {
-            let figures = [
-                (names::LATENCY_1_P50, names::LATENCY_1_P99),
-                (names::LATENCY_100_P50, names::LATENCY_100_P99),
-                (names::LATENCY_400_P50, names::LATENCY_400_P99),
-            ];
-            for (count, (p50, p99)) in LATENCY_AT.into_iter().zip(figures) {
-                // The first hundred come fast, the next are those whose joining is measured.
-                let rate = if count > LATENCY_AT[1] {
-                    JOINS_PER_SECOND
-                } else {
-                    FAST_JOINS_PER_SECOND
-                };
-                let newcomers = load.join(count, rate)?;
-                if count > LATENCY_AT[1] {
-                    joined.extend(newcomers);
-                }
-                let window = self.measure(&mut load, edge, &format!("latency with {count}"))?;
-                self.report.add(p50, round(window.latency_ms.p50, 2), "ms");
-                self.report.add(p99, round(window.latency_ms.p99, 2), "ms");
+            for (count, p50, p99) in LATENCY_AT.into_iter().filter(|at| at.0 <= viewers) {
+                load.join(count, FAST_JOINS_PER_SECOND)?;
+                self.latency(&mut load, edge, count, p50, p99)?;
             }
-        } else if joins {
-            load.join(1, JOINS_PER_SECOND)?;
-            joined.extend(load.join(JOINERS, JOINS_PER_SECOND)?);
+        }
+        if latency || joins {
+            let (count, p50, p99) = LATENCY_LAST;
+            let most = if latency { count } else { JOINERS };
+            joined = load.join(most.min(viewers), JOINS_PER_SECOND)?;
+            if latency && viewers >= count {
+                self.latency(&mut load, edge, count, p50, p99)?;
+            }
         }
         if joins {
             let milliseconds = Summary::of(joined);
@@ -179,7 +178,7 @@ impl<'a> Run<'a> {
             load.join(viewers, FAST_JOINS_PER_SECOND)?;
             let measured = self.measure(&mut load, edge, &format!("fan-out to {viewers}"))?;
             let after = measured.server_resident_kb;
-            let memory = (after - before.resident_bytes as f64 / 1024.0) / viewers as f64;
+            let memory = (after - before.resident_bytes as f64 / 1024.0) / measured.viewers as f64;
             if wants(Part::Fanout) {
                 self.report.add(names::MEMORY, round(memory, 1), "kB");
             }
@@ -187,6 +186,20 @@ impl<'a> Run<'a> {
         }
         load.leave()?;
         Ok(window)
+    }
+
+    fn latency(
+        &mut self,
+        load: &mut Load,
+        edge: &Edge,
+        count: usize,
+        p50: &'static str,
+        p99: &'static str,
+    ) -> Result<()> {
+        let window = self.measure(load, edge, &format!("latency with {count}"))?;
+        self.report.add(p50, round(window.latency_ms.p50, 2), "ms");
+        self.report.add(p99, round(window.latency_ms.p99, 2), "ms");
+        Ok(())
     }
 
     /// The floor, sending what was measured.
@@ -336,6 +349,8 @@ impl<'a> Run<'a> {
             let why = load.failures().join("; ");
             bail!("{name}: {} viewers don't watch: {why}", window.failed);
         }
+        let worst = self.loss_percent.unwrap_or(0.0).max(window.loss_percent);
+        self.loss_percent = Some(worst);
         self.cluster.check()?;
         Ok(window)
     }

@@ -16,6 +16,9 @@ pub(crate) struct Summary {
 impl Summary {
     /// Of these values. NaN doesn't occur in them.
     pub(crate) fn of(mut values: Vec<f64>) -> Self {
+        for value in &mut values {
+            *value = round(*value, 3);
+        }
         values.sort_unstable_by(f64::total_cmp);
         let Some(last) = values.len().checked_sub(1) else {
             return Self::default();
