@@ -61,12 +61,22 @@ pub(crate) struct Args {
     /// Unhealthy without audio packets
     #[arg(long)]
     pub(crate) require_audio: bool,
+    /// What media comes by. udp is what players prefer; tcp is for those whose network lets no UDP through
+    #[arg(long, value_enum, default_value_t = Transport::Udp)]
+    pub(crate) transport: Transport,
     /// Prints what arrived so far this often while watching
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) interval: Option<Duration>,
     /// One JSON object a line instead of a table: progress lines if --interval is given, then the report
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// The ways to an edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Transport {
+    Udp,
+    Tcp,
 }
 
 /// Probes and prints. The exit code is 0 for a healthy stream, 1 for an unhealthy one, 2 when joining failed.
@@ -127,7 +137,7 @@ async fn watch(args: &Args, clock: &Clock, whep: &Whep) -> Result<Report, Failur
     let seen = Seen::default();
     let mut tally = Tally::new(clock.clone(), seen.clone());
     let server = whep.endpoint().host_str().unwrap_or_default().to_owned();
-    let (mut peer, events) = Peer::new(clock, &server, seen).await?;
+    let (mut peer, events) = Peer::new(clock, &server, args.transport, seen).await?;
     let answer = match whep.offer(peer.offer().await?).await {
         Ok(answer) => answer,
         Err(error) => {
@@ -203,7 +213,7 @@ async fn follow(
             None if now >= joined_by => {
                 return Err(Failure::TooLate {
                     within: args.join_timeout,
-                    reached: reached(&tally.join),
+                    reached: reached(&tally.join, args.transport),
                 });
             }
             None => {}
@@ -226,7 +236,7 @@ async fn follow(
 }
 
 /// How far a join that failed had come.
-fn reached(join: &Join) -> &'static str {
+fn reached(join: &Join, transport: Transport) -> &'static str {
     match join {
         Join {
             first_packet_ms: Some(_),
@@ -238,7 +248,12 @@ fn reached(join: &Join) -> &'static str {
         Join {
             ice_ms: Some(_), ..
         } => "ICE had found a way, but DTLS did not finish",
-        _ => "ICE found no way: is the media port reachable by UDP?",
+        _ => match transport {
+            Transport::Udp => "ICE found no way: is the media port reachable by UDP?",
+            Transport::Tcp => {
+                "ICE found no way: is the media port reachable by TCP, and edge.media_tcp not off?"
+            }
+        },
     }
 }
 

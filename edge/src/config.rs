@@ -15,6 +15,8 @@ pub struct Config {
     pub http: SocketAddr,
     /// Where media (UDP) listens: shard i uses this port + i. Port 0 gives every shard a free port.
     pub media: SocketAddr,
+    /// Where media over TCP listens, for viewers without UDP: one port for all shards.
+    pub media_tcp: MediaTcp,
     /// Addresses that viewers reach the media ports at; they go into the answers as candidates. Empty: the
     /// addresses of the interfaces.
     pub public_ip: Vec<IpAddr>,
@@ -61,12 +63,62 @@ pub struct Config {
     pub play_token: Option<Token>,
 }
 
+/// Where media over TCP listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum MediaTcp {
+    /// `same`: at the address and the first port of media over UDP, which doesn't clash.
+    #[default]
+    Same,
+    /// `off`: nowhere.
+    Off,
+    /// `ADDRESS:PORT`.
+    At(SocketAddr),
+}
+
+impl TryFrom<String> for MediaTcp {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "same" => Ok(Self::Same),
+            "off" => Ok(Self::Off),
+            address => address
+                .parse()
+                .map(Self::At)
+                .map_err(|_| format!("{text:?} is neither ADDRESS:PORT nor \"same\" nor \"off\"")),
+        }
+    }
+}
+
+impl From<MediaTcp> for String {
+    fn from(tcp: MediaTcp) -> Self {
+        match tcp {
+            MediaTcp::Same => "same".to_owned(),
+            MediaTcp::Off => "off".to_owned(),
+            MediaTcp::At(address) => address.to_string(),
+        }
+    }
+}
+
+impl Config {
+    /// Where media over TCP listens, if it does.
+    pub const fn media_tcp(&self) -> Option<SocketAddr> {
+        match self.media_tcp {
+            MediaTcp::Same => Some(self.media),
+            MediaTcp::Off => None,
+            MediaTcp::At(address) => Some(address),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
         Self {
             http: SocketAddr::new(any, 8080),
             media: SocketAddr::new(any, 8700),
+            media_tcp: MediaTcp::Same,
             public_ip: Vec::new(),
             loopback: false,
             shards: 0,

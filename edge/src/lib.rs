@@ -96,11 +96,16 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
     let ended = Arc::new(move |viewer, reason| {
         told.ended(viewer, reason);
     });
-    let media = Threads::start(&config, &node.clock, ended)
+    let media = Threads::start(&config, &node.clock, &node.io, ended)
         .await
         .map_err(|error| match error {
             shard::StartError::Bind { address, source } => StartError::Listen {
                 what: "media",
+                address,
+                source,
+            },
+            shard::StartError::BindTcp { address, source } => StartError::Listen {
+                what: "media over TCP",
                 address,
                 source,
             },
@@ -140,7 +145,10 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
             });
         }
     };
-    info!(http = %http.address(), media = ?media.addresses(), "edge started");
+    info!(
+        http = %http.address(), media = ?media.addresses(), media_tcp = ?media.tcp_address(),
+        "edge started"
+    );
     Ok(Edge {
         http,
         media,
@@ -160,6 +168,11 @@ impl Edge {
     /// Where the shards' media sockets are bound.
     pub fn media_addrs(&self) -> Vec<SocketAddr> {
         self.media.addresses().to_vec()
+    }
+
+    /// Where media over TCP listens, if it does.
+    pub fn media_tcp_addr(&self) -> Option<SocketAddr> {
+        self.media.tcp_address()
     }
 
     /// What the admin port asks.

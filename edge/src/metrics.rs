@@ -29,6 +29,16 @@ pub(crate) const SEND_DROPPED: &str = "headwater_edge_sends_dropped_total";
 /// See [`describe`].
 pub(crate) const SEND_SYSCALLS: &str = "headwater_edge_send_calls_total";
 /// See [`describe`].
+pub(crate) const TCP_CONNECTIONS: &str = "headwater_edge_tcp_connections_total";
+/// See [`describe`].
+pub(crate) const TCP_CLOSED: &str = "headwater_edge_tcp_connections_closed_total";
+/// See [`describe`].
+pub(crate) const TCP_OPEN: &str = "headwater_edge_tcp_connections_open";
+/// See [`describe`].
+pub(crate) const TCP_BYTES_SENT: &str = "headwater_edge_tcp_sent_bytes_total";
+/// See [`describe`].
+pub(crate) const TRANSPORTS: &str = "headwater_edge_viewers_by_transport";
+/// See [`describe`].
 pub(crate) const DATAGRAMS_REFUSED: &str = "headwater_edge_datagrams_refused_total";
 /// See [`describe`].
 pub(crate) const FEEDBACK: &str = "headwater_edge_feedback_total";
@@ -87,6 +97,24 @@ pub(crate) fn describe() {
         "messages (datagrams or runs of them) not sent, by reason"
     );
     describe_counter!(SEND_SYSCALLS, "calls to sendmmsg");
+    describe_counter!(
+        TCP_CONNECTIONS,
+        "connections to the media TCP port, by what became of them; taken: a viewer's"
+    );
+    describe_counter!(
+        TCP_CLOSED,
+        "connections of viewers that were closed, by reason"
+    );
+    describe_gauge!(TCP_OPEN, "connections of viewers, by shard");
+    describe_counter!(
+        TCP_BYTES_SENT,
+        Unit::Bytes,
+        "bytes written to viewers' connections, framing included"
+    );
+    describe_gauge!(
+        TRANSPORTS,
+        "viewers by the transport that carries their media and shard"
+    );
     describe_counter!(DATAGRAMS_REFUSED, "datagrams nobody could use, by reason");
     describe_counter!(FEEDBACK, "RTCP feedback received, by kind");
     describe_counter!(

@@ -197,6 +197,7 @@ impl Session {
             "peer": self.peer.map(|ip| ip.to_string()),
             "age_seconds": age.as_secs(),
             "state": state(counters.state.load(Ordering::Relaxed)),
+            "transport": transport(counters.transport.load(Ordering::Relaxed)),
             "packets": read(&counters.packets),
             "bytes": read(&counters.bytes),
             "nacks": read(&counters.nacks),
@@ -219,6 +220,14 @@ const fn state(state: u8) -> &'static str {
         HANDSHAKING => "handshaking",
         CONNECTED => "connected",
         _ => "ended",
+    }
+}
+
+const fn transport(transport: u8) -> Option<&'static str> {
+    match transport {
+        1 => Some("udp"),
+        2 => Some("tcp"),
+        _ => None,
     }
 }
 

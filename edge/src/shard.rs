@@ -3,6 +3,8 @@
 //! A shard is one thread with one UDP socket; its viewers live and die on it. [`Shards`] picks one for a new
 //! viewer, [`ShardHandle`] talks to it from other threads.
 
+mod backlog;
+pub(crate) mod connection;
 pub(crate) mod core;
 mod demux;
 mod fanout;
@@ -12,10 +14,12 @@ mod inbound;
 pub(crate) mod load;
 mod outbox;
 mod outgoing;
+mod paths;
 mod peer;
 mod run;
 mod socket;
 pub(crate) mod stream;
+pub(crate) mod tag;
 #[cfg(any(test, feature = "testkit"))]
 #[cfg_attr(not(test), allow(dead_code, unused_imports))]
 #[allow(
@@ -26,7 +30,6 @@ pub(crate) mod tests;
 mod threads;
 mod wheel;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -35,12 +38,13 @@ use headwater_media::bwe::Estimate;
 use headwater_media::id::StreamName;
 use headwater_media::rtp::batch::PacketBatch;
 use headwater_media::rtx::Resend;
-use headwater_media::sdp::Negotiated;
+use headwater_media::sdp::{Candidate, Negotiated};
 use headwater_media::track::StreamInfo;
 use headwater_media::unit::MediaKind;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::registry::ReplicaHandle;
+use crate::shard::connection::Claimed;
 use crate::shard::load::{Board, Bound, Load};
 use crate::shard::run::Control;
 pub use crate::shard::threads::StartError;
@@ -72,8 +76,10 @@ pub struct Shards {
 /// A link to one shard. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ShardHandle {
-    candidates: Arc<[SocketAddr]>,
+    number: usize,
+    candidates: Arc<[Candidate]>,
     control: mpsc::UnboundedSender<Control>,
+    claimed: mpsc::Sender<Claimed>,
     viewers: Arc<AtomicUsize>,
     waiting: Arc<AtomicUsize>,
     board: Arc<Board>,
@@ -136,7 +142,7 @@ pub struct Join {
     pub stream: StreamName,
     /// Where that comes from.
     pub replica: ReplicaHandle,
-    /// Our ICE user fragment for it: unique among the shard's viewers.
+    /// Our ICE user fragment for it: unique among the shard's viewers, and begins with the shard's [`ShardHandle::tag`].
     pub local_ufrag: String,
     /// Our ICE password for it.
     pub local_pwd: String,
@@ -174,6 +180,8 @@ impl std::fmt::Debug for Credentials {
 pub struct Counters {
     /// See [`ViewerState`].
     pub state: AtomicU8,
+    /// What carries its media: 0: nothing yet, or not now; 1: UDP; 2: TCP.
+    pub transport: AtomicU8,
     /// RTP packets sent, retransmissions included (count).
     pub packets: AtomicU64,
     /// RTP bytes sent, headers and tags included, without UDP and IP.
@@ -269,6 +277,11 @@ pub enum JoinError {
     Stopping,
 }
 
+/// A shard has no time for another connection, or is stopping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the shard is busy")]
+pub(crate) struct Busy;
+
 /// The viewer is not there any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the viewer is gone")]
@@ -334,6 +347,11 @@ impl Shards {
         self.fingerprint
     }
 
+    /// The shard of the viewer that our user fragment belongs to. Whether there is such a viewer only the shard knows.
+    pub(crate) fn named_by(&self, ufrag: &str) -> Option<&ShardHandle> {
+        self.shards.get(tag::shard_of(ufrag)?)
+    }
+
     /// Viewers on all shards, connecting ones included.
     pub fn viewers(&self) -> usize {
         self.shards
@@ -344,9 +362,19 @@ impl Shards {
 }
 
 impl ShardHandle {
-    /// Where viewers reach this shard (UDP host candidates), best first.
-    pub fn candidates(&self) -> &[SocketAddr] {
+    /// Where viewers reach this shard (host candidates), best first.
+    pub fn candidates(&self) -> &[Candidate] {
         &self.candidates
+    }
+
+    /// What our user fragments for this shard's viewers have to begin with.
+    pub(crate) fn tag(&self) -> String {
+        tag::tag(self.number)
+    }
+
+    /// Hands over a connection that names one of this shard's viewers; it is closed if the shard has too many to look at.
+    pub(crate) fn hand_over(&self, claimed: Claimed) -> Result<(), Busy> {
+        self.claimed.try_send(claimed).map_err(|_| Busy)
     }
 
     /// Takes a viewer in. From then on its ICE checks are answered.

@@ -1,11 +1,17 @@
 //! ICE-lite (RFC 8445 section 2.5) for one viewer: which of its paths we send to, and when it is gone.
 //!
 //! The lite side never checks; it answers checks, which the transport has authenticated before they come here, and learns
-//! from them. Three rules:
+//! from them. The rules:
 //!
 //! - The first authenticated path is used at once, so that DTLS need not wait for the nomination; USE-CANDIDATE
-//!   settles it. Browsers nominate aggressively and go on checking several pairs with USE-CANDIDATE, so a nominated path
-//!   is left for another one only when nothing authentic came from it for [`Options::switch_after`].
+//!   settles it. Before that UDP goes before TCP.
+//! - Browsers nominate aggressively and go on checking several pairs with USE-CANDIDATE, so a nomination alone moves a viewer
+//!   off a nominated path only when nothing authentic came on that for [`Options::switch_after`].
+//! - What a viewer sends besides checks comes by the path that it uses itself. Such traffic on another nominated path moves the viewer
+//!   there sooner: once the selected path was silent for [`Options::follow_after`], or at once from TCP to UDP. That a UDP check
+//!   came proves nothing yet: a firewall may let the viewer's datagrams out and ours not in.
+//! - A TCP connection that closes takes its path with it. A viewer without any path is kept until it is gone by time; its next
+//!   check is its first.
 //! - Consent (RFC 7675) is by time: a viewer whose checks stop is gone after [`Options::expire_after`], one that never
 //!   finished connecting after [`Options::connect_within`].
 //! - A restart (RFC 8445 section 9) replaces the credentials at once and keeps sending on the old path until a check with the
@@ -70,6 +76,9 @@ impl std::fmt::Display for Path {
 pub struct Options {
     /// A nominated path that was silent this long gives way to another nominated one. Chromium checks every 2.66 s.
     pub switch_after: Duration,
+    /// A nominated path that was silent this long gives way to another nominated one that the viewer sends its feedback on. Longer than
+    /// datagrams overtake each other, shorter than anybody waits for.
+    pub follow_after: Duration,
     /// Without a check for this long the viewer is gone (RFC 7675 section 5.1 has 30 s).
     pub expire_after: Duration,
     /// A viewer that isn't connected this long after it joined is gone.
@@ -80,6 +89,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             switch_after: Duration::from_secs(3),
+            follow_after: Duration::from_millis(500),
             expire_after: Duration::from_secs(30),
             connect_within: Duration::from_secs(30),
         }
@@ -116,13 +126,23 @@ pub struct Checked {
     pub forgotten: Option<Path>,
 }
 
+/// A path that passed a check.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    path: Path,
+    /// When something authentic last came on it.
+    heard: Instant,
+    /// Its last check carried USE-CANDIDATE, with the present password.
+    nominated: bool,
+}
+
 /// The lite agent of one viewer. Feed it checks and authentic traffic; ask [`Agent::poll_timeout`] when to look at [`Agent::gone`].
 #[derive(Debug)]
 pub struct Agent {
     options: Options,
     credentials: Credentials,
-    /// Paths that passed a check with the present or an earlier password, with the time something authentic last came.
-    paths: SmallVec<[(Path, Instant); 2]>,
+    /// Paths that passed a check with the present or an earlier password.
+    paths: SmallVec<[Known; 2]>,
     selected: Option<Path>,
     nominated: bool,
     /// When the viewer joined, or its last check came.
@@ -158,12 +178,12 @@ impl Agent {
 
     /// Datagrams from here are this viewer's.
     pub fn knows(&self, path: Path) -> bool {
-        self.paths.iter().any(|(known, _)| *known == path)
+        self.known(path).is_some()
     }
 
     /// All paths that [`Agent::knows`] is true for.
     pub fn paths(&self) -> impl Iterator<Item = Path> + '_ {
-        self.paths.iter().map(|(path, _)| *path)
+        self.paths.iter().map(|known| known.path)
     }
 
     /// `username` is a check's for us: `local:remote` (RFC 8445 section 7.2.2).
@@ -176,11 +196,13 @@ impl Agent {
     /// A check passed authentication. `nominates`: it carries USE-CANDIDATE.
     pub fn handle_check(&mut self, now: Instant, from: Path, nominates: bool) -> Checked {
         self.consent = self.consent.max(now);
-        let forgotten = self.remember(now, from);
+        let forgotten = self.remember(now, from, nominates);
         let moved = match self.selected {
             Some(selected) if selected == from => false,
-            Some(selected) if self.nominated => nominates && self.is_silent(now, selected),
-            Some(_) => nominates,
+            Some(selected) if self.nominated => {
+                nominates && self.is_silent(now, selected, self.options.switch_after)
+            }
+            Some(selected) => nominates || is_better(from, selected),
             None => true,
         };
         if moved {
@@ -192,11 +214,40 @@ impl Agent {
         Checked { moved, forgotten }
     }
 
-    /// Something else that is authentic came, such as SRTCP.
-    pub fn handle_traffic(&mut self, now: Instant, from: Path) {
-        if let Some((_, heard)) = self.paths.iter_mut().find(|(path, _)| *path == from) {
-            *heard = now.max(*heard);
+    /// Something else that is authentic came, such as SRTCP. Returns whether the path to send on is another one now.
+    pub fn handle_traffic(&mut self, now: Instant, from: Path) -> bool {
+        let Some(known) = self.known_mut(from) else {
+            return false;
+        };
+        known.heard = now.max(known.heard);
+        let nominated = known.nominated;
+        let moved = self.selected.is_some_and(|selected| {
+            selected != from
+                && nominated
+                && (is_better(from, selected)
+                    || self.is_silent(now, selected, self.options.follow_after))
+        });
+        if moved {
+            self.selected = Some(from);
+            self.nominated = true;
         }
+        moved
+    }
+
+    /// A path is no more: its connection is closed. Returns whether the path to send on is another one now, or none.
+    pub fn handle_lost(&mut self, now: Instant, path: Path) -> bool {
+        self.paths.retain(|known| known.path != path);
+        if self.selected != Some(path) {
+            return false;
+        }
+        let alive = self
+            .paths
+            .iter()
+            .filter(|known| now.saturating_duration_since(known.heard) < self.options.switch_after);
+        let next = alive.max_by_key(|known| (known.nominated, known.heard));
+        self.nominated = next.is_some_and(|known| known.nominated);
+        self.selected = next.map(|known| known.path);
+        true
     }
 
     /// The DTLS handshake is complete.
@@ -208,6 +259,9 @@ impl Agent {
     pub fn handle_restart(&mut self, now: Instant, credentials: Credentials) {
         self.credentials = credentials;
         self.nominated = false;
+        for known in &mut self.paths {
+            known.nominated = false;
+        }
         self.consent = self.consent.max(now);
     }
 
@@ -226,19 +280,24 @@ impl Agent {
         now >= self.poll_timeout()
     }
 
-    fn is_silent(&self, now: Instant, path: Path) -> bool {
-        self.paths
-            .iter()
-            .find(|(known, _)| *known == path)
-            .is_none_or(|(_, heard)| {
-                now.saturating_duration_since(*heard) >= self.options.switch_after
-            })
+    fn known(&self, path: Path) -> Option<&Known> {
+        self.paths.iter().find(|known| known.path == path)
     }
 
-    /// Notes that `from` was heard; forgets the one that has been silent longest when there are too many.
-    fn remember(&mut self, now: Instant, from: Path) -> Option<Path> {
-        if self.knows(from) {
-            self.handle_traffic(now, from);
+    fn known_mut(&mut self, path: Path) -> Option<&mut Known> {
+        self.paths.iter_mut().find(|known| known.path == path)
+    }
+
+    fn is_silent(&self, now: Instant, path: Path, span: Duration) -> bool {
+        self.known(path)
+            .is_none_or(|known| now.saturating_duration_since(known.heard) >= span)
+    }
+
+    /// Notes that a check came on `from`; forgets the path that has been silent longest when there are too many.
+    fn remember(&mut self, now: Instant, from: Path, nominates: bool) -> Option<Path> {
+        if let Some(known) = self.known_mut(from) {
+            known.heard = now.max(known.heard);
+            known.nominated = nominates;
             return None;
         }
         let mut forgotten = None;
@@ -247,14 +306,23 @@ impl Agent {
                 .paths
                 .iter()
                 .enumerate()
-                .filter(|(_, (path, _))| Some(*path) != self.selected)
-                .min_by_key(|(_, (_, heard))| *heard)
+                .filter(|(_, known)| Some(known.path) != self.selected)
+                .min_by_key(|(_, known)| known.heard)
                 .map(|(i, _)| i);
-            forgotten = oldest.map(|i| self.paths.swap_remove(i).0);
+            forgotten = oldest.map(|i| self.paths.swap_remove(i).path);
         }
-        self.paths.push((from, now));
+        self.paths.push(Known {
+            path: from,
+            heard: now,
+            nominated: nominates,
+        });
         forgotten
     }
+}
+
+/// UDP goes before TCP, where a lost segment holds up what comes after it.
+fn is_better(path: Path, than: Path) -> bool {
+    (path.transport, than.transport) == (Transport::Udp, Transport::Tcp)
 }
 
 #[cfg(test)]
@@ -275,6 +343,10 @@ mod tests {
 
     fn path(port: u16) -> Path {
         Path::udp(SocketAddr::from(([192, 0, 2, 1], port)))
+    }
+
+    fn tcp(port: u16) -> Path {
+        Path::tcp(SocketAddr::from(([192, 0, 2, 1], port)))
     }
 
     #[expect(clippy::disallowed_methods, reason = "virtual time starts somewhere")]
@@ -309,6 +381,85 @@ mod tests {
         let silent = now + SECOND * 6 + SECOND * 2;
         assert!(!agent.handle_check(silent, path(2), false).moved);
         assert!(agent.handle_check(silent, path(2), true).moved);
+    }
+
+    #[test]
+    fn feedback_on_a_nominated_path_moves_a_viewer_once_the_old_one_is_silent() {
+        let now = start();
+        let mut agent = agent(now);
+        agent.handle_check(now, path(1), true);
+        // The viewer changed networks: nothing comes on the old path any more.
+        let at = now + SECOND;
+        assert!(!agent.handle_check(at, path(2), true).moved, "not yet 3 s");
+        assert!(agent.handle_traffic(at, path(2)));
+        assert_eq!(agent.selected(), Some(path(2)));
+
+        // A datagram that was overtaken on the way changes nothing.
+        assert!(!agent.handle_traffic(at + Duration::from_millis(20), path(1)));
+        assert_eq!(agent.selected(), Some(path(2)));
+    }
+
+    #[test]
+    fn feedback_moves_nobody_to_a_path_without_a_nomination_or_a_check() {
+        let now = start();
+        let mut agent = agent(now);
+        agent.handle_check(now, path(1), true);
+        agent.handle_check(now, path(2), false);
+        for stranger in [path(2), path(3)] {
+            assert!(!agent.handle_traffic(now + SECOND * 2, stranger));
+        }
+        // A nomination of before a restart doesn't count after it.
+        agent.handle_check(now, path(2), true);
+        agent.handle_restart(now, credentials("L2"));
+        assert!(!agent.handle_traffic(now + SECOND * 2, path(2)));
+        assert_eq!(agent.selected(), Some(path(1)));
+    }
+
+    #[test]
+    fn udp_goes_before_tcp_but_not_on_the_word_of_a_check() {
+        let now = start();
+        let mut agent = agent(now);
+        // Nothing is nominated yet.
+        assert!(agent.handle_check(now, tcp(1), false).moved);
+        assert!(agent.handle_check(now, path(1), false).moved);
+        assert!(!agent.handle_check(now, tcp(1), false).moved);
+
+        // What is nominated is what works for the viewer; it goes on checking UDP, with USE-CANDIDATE if it is of that kind.
+        assert!(agent.handle_check(now, tcp(1), true).moved);
+        for second in 1..10 {
+            let now = now + SECOND * second;
+            agent.handle_traffic(now, tcp(1));
+            assert!(!agent.handle_check(now, path(1), true).moved);
+        }
+        // UDP works after all: the viewer uses it, though TCP is still alive.
+        assert!(agent.handle_traffic(now + SECOND * 10, path(1)));
+        assert_eq!(agent.selected(), Some(path(1)));
+        // And it isn't left for TCP while it is.
+        assert!(!agent.handle_check(now + SECOND * 10, tcp(1), true).moved);
+        assert!(!agent.handle_traffic(now + SECOND * 10, tcp(1)));
+    }
+
+    #[test]
+    fn a_closed_connection_is_left_at_once_for_what_is_alive_or_for_nothing() {
+        let now = start();
+        let mut agent = agent(now);
+        agent.handle_connected();
+        agent.handle_check(now, path(1), true);
+        agent.handle_check(now, path(2), false);
+        let at = now + SECOND * 4;
+        agent.handle_check(at, path(2), false);
+        agent.handle_check(at, tcp(3), true);
+        assert_eq!(agent.selected(), Some(tcp(3)));
+        // UDP 1 is dead, UDP 2 was just checked.
+        assert!(agent.handle_lost(at, tcp(3)));
+        assert_eq!(agent.selected(), Some(path(2)));
+        assert!(!agent.handle_lost(at, tcp(3)), "it is known already");
+        assert!(agent.handle_lost(at + SECOND * 5, path(2)));
+        assert_eq!(agent.selected(), None);
+        // It is kept for as long as anybody who falls silent, and comes back by its next check.
+        assert!(!agent.gone(at + SECOND * 29));
+        assert!(agent.handle_check(at + SECOND * 29, tcp(4), false).moved);
+        assert_eq!(agent.selected(), Some(tcp(4)));
     }
 
     #[test]

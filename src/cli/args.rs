@@ -166,6 +166,9 @@ struct Delivery {
     /// Where media (UDP) listens; shard i uses the port + i [default: 0.0.0.0:8700]
     #[arg(long, value_name = "ADDR")]
     media: Option<String>,
+    /// Where media over TCP listens, for viewers without UDP: an address, `same` as --media, or `off` [default: same]
+    #[arg(long, value_name = "ADDR")]
+    media_tcp: Option<String>,
     /// Address that viewers reach the media ports at; repeatable [default: the addresses of the interfaces]
     #[arg(long, value_name = "IP")]
     public_ip: Vec<String>,
@@ -190,6 +193,7 @@ impl Delivery {
         [
             one("edge.http", "--http", self.http.as_ref()),
             one("edge.media", "--media", self.media.as_ref()),
+            one("edge.media_tcp", "--media-tcp", self.media_tcp.as_ref()),
             many("edge.public_ip", "--public-ip", &self.public_ip),
             shards,
             one("edge.public_url", "--public-url", self.public_url.as_ref()),

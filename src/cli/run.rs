@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use headwater_edge::Edge;
+use headwater_edge::config::MediaTcp;
 use headwater_media::id::NodeId;
 use headwater_node::Node;
 use headwater_node::admin::{self, Report};
@@ -109,7 +110,7 @@ async fn serve(role: Role, settings: Settings, metrics: Metrics, io: Handle) -> 
     let (running, summary) = started;
     info!(
         role = role.name(), id = %summary.id, rtmp = ?summary.rtmp, grpc = ?summary.grpc, http = ?summary.http,
-        media = ?summary.media, admin = %summary.admin, directory = %summary.directory, "started"
+        media = ?summary.media, media_tcp = ?summary.media_tcp, admin = %summary.admin, directory = %summary.directory, "started"
     );
     if format == Format::Text {
         // Whoever reads standard output may have gone; that is no reason to stop.
@@ -214,6 +215,7 @@ async fn start(
         grpc: origin.as_ref().map(Origin::grpc_addr),
         http: edge.as_ref().map(Edge::http_addr),
         media: edge.as_ref().map(Edge::media_addrs).unwrap_or_default(),
+        media_tcp: edge.as_ref().and_then(Edge::media_tcp_addr),
         public_ip: settings.edge.public_ip,
         public_url: settings.edge.public_url,
         admin: admin.addr(),
@@ -308,6 +310,9 @@ impl Listeners {
             (settings.admin.listen, "--admin", "admin.listen"),
         ];
         all.extend(settings.edge.grpc.map(|addr| (addr, "--grpc", "edge.grpc")));
+        if let MediaTcp::At(addr) = settings.edge.media_tcp {
+            all.push((addr, "--media-tcp", "edge.media_tcp"));
+        }
         let first = settings.edge.media;
         let shards = match settings.edge.shards {
             0 => std::thread::available_parallelism().map_or(1, usize::from),

@@ -15,6 +15,7 @@ pub(super) struct Started {
     pub(super) grpc: Option<SocketAddr>,
     pub(super) http: Option<SocketAddr>,
     pub(super) media: Vec<SocketAddr>,
+    pub(super) media_tcp: Option<SocketAddr>,
     pub(super) public_ip: Vec<IpAddr>,
     pub(super) public_url: Option<String>,
     pub(super) admin: SocketAddr,
@@ -52,10 +53,18 @@ impl Started {
                 .iter()
                 .map(|addr| addr.port().to_string())
                 .collect();
+            let tcp = self
+                .media_tcp
+                .map(|addr| format!(" and TCP {}", addr.port()));
             let ips: Vec<_> = self.public_ip.iter().map(ToString::to_string).collect();
             line(
                 "media",
-                &format!("UDP {} at {}", ports.join(", "), ips.join(", ")),
+                &format!(
+                    "UDP {}{} at {}",
+                    ports.join(", "),
+                    tcp.unwrap_or_default(),
+                    ips.join(", ")
+                ),
             );
         }
         if let Some(grpc) = self.grpc {
@@ -96,6 +105,7 @@ mod tests {
             grpc: None,
             http: Some(([0, 0, 0, 0], 8080).into()),
             media: vec![([0, 0, 0, 0], 8700).into(), ([0, 0, 0, 0], 8701).into()],
+            media_tcp: Some(([0, 0, 0, 0], 8700).into()),
             public_ip: vec![[10, 0, 0, 1].into()],
             public_url: None,
             admin: ([0, 0, 0, 0], 9600).into(),
@@ -105,7 +115,7 @@ mod tests {
         for part in [
             "rtmp://127.0.0.1:1935/live/demo",
             "http://127.0.0.1:8080/play/live/demo",
-            "UDP 8700, 8701 at 10.0.0.1",
+            "UDP 8700, 8701 and TCP 8700 at 10.0.0.1",
             "http://127.0.0.1:9600/metrics",
         ] {
             assert!(text.contains(part), "{part} is not in {text}");

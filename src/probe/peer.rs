@@ -18,10 +18,12 @@ use tokio::sync::{mpsc, watch};
 use webrtc::media_stream::track_remote::{TrackRemote, TrackRemoteEvent};
 use webrtc::peer_connection::{
     MediaEngine, PeerConnection, PeerConnectionBuilder, PeerConnectionEventHandler,
-    RTCConfigurationBuilder, RTCIceConnectionState, RTCIceGatheringState, RTCPeerConnectionState,
-    RTCSessionDescription, Registry, SettingEngineBuilder, register_default_interceptors,
+    RTCConfigurationBuilder, RTCIceCandidateInit, RTCIceConnectionState, RTCIceGatheringState,
+    RTCPeerConnectionState, RTCSessionDescription, Registry, SettingEngineBuilder,
+    register_default_interceptors,
 };
 
+use super::Transport;
 use super::observer::{Observer, Seen};
 
 /// The header extension that carries when a picture was captured.
@@ -64,6 +66,7 @@ pub(super) struct Peer {
     connection: Arc<dyn PeerConnection>,
     video: watch::Receiver<VideoTrack>,
     gathered: watch::Receiver<bool>,
+    transport: Transport,
 }
 
 impl Peer {
@@ -71,6 +74,7 @@ impl Peer {
     pub(super) async fn new(
         clock: &Clock,
         server: &str,
+        transport: Transport,
         seen: Seen,
     ) -> webrtc::error::Result<(Self, mpsc::Receiver<Event>)> {
         let mut engine = media_engine()?;
@@ -90,13 +94,18 @@ impl Peer {
             gathered: gathered_sender,
             video: video_sender,
         };
+        let (udp, tcp) = match transport {
+            Transport::Udp => (local_addresses(server), Vec::new()),
+            Transport::Tcp => (Vec::new(), local_addresses(server)),
+        };
         let building = PeerConnectionBuilder::new()
             .with_configuration(RTCConfigurationBuilder::new().build())
             .with_media_engine(engine)
             .with_setting_engine(settings)
             .with_interceptor_registry(registry)
             .with_handler(Arc::new(handler))
-            .with_udp_addrs(local_addresses(server))
+            .with_udp_addrs(udp)
+            .with_tcp_addrs(tcp)
             .build();
         // 20 kB of future belong on the heap.
         let connection: Arc<dyn PeerConnection> = Arc::new(Box::pin(building).await?);
@@ -113,6 +122,7 @@ impl Peer {
             connection,
             video,
             gathered,
+            transport,
         };
         Ok((peer, receiver))
     }
@@ -129,8 +139,27 @@ impl Peer {
 
     /// Takes the server's answer, which starts ICE.
     pub(super) async fn answer(&self, sdp: String) -> webrtc::error::Result<()> {
-        let answer = RTCSessionDescription::answer(sdp)?;
-        self.connection.set_remote_description(answer).await
+        if self.transport == Transport::Udp {
+            let answer = RTCSessionDescription::answer(sdp)?;
+            return self.connection.set_remote_description(answer).await;
+        }
+        // `webrtc` connects only to passive candidates that are trickled.
+        let (candidates, rest): (Vec<_>, Vec<_>) = sdp
+            .lines()
+            .partition(|line| line.starts_with("a=candidate:") || *line == "a=end-of-candidates");
+        let mut description = rest.join("\r\n");
+        description.push_str("\r\n");
+        let answer = RTCSessionDescription::answer(description)?;
+        self.connection.set_remote_description(answer).await?;
+        for line in candidates.iter().filter(|line| line.contains(" tcp ")) {
+            let candidate = RTCIceCandidateInit {
+                candidate: line.trim_start_matches("a=").to_owned(),
+                sdp_mline_index: Some(0),
+                ..Default::default()
+            };
+            self.connection.add_ice_candidate(candidate).await?;
+        }
+        Ok(())
     }
 
     /// Asks for a keyframe, as a decoder does that cannot go on.

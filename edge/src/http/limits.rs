@@ -161,6 +161,15 @@ impl Connections {
         }
     }
 
+    /// At most `per_address` of each.
+    pub(crate) fn up_to(per_address: usize) -> Self {
+        Self {
+            per_address,
+            loopback: true,
+            open: Mutex::default(),
+        }
+    }
+
     /// Counts a connection; none if its address has as many as it may.
     pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Counted> {
         let free = self.per_address == 0 || (address.is_loopback() && !self.loopback);

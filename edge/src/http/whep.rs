@@ -16,7 +16,10 @@ use tracing::{debug, info};
 use super::error::Problem;
 use super::{EdgeState, auth, body, cors, millis, peer};
 use crate::sessions::{IceSession, Session, SessionId};
-use crate::shard::{Counters, Credentials, EndReason, Join, JoinError, RestartError, ViewerId};
+use crate::shard::tag::ICE_CHARS;
+use crate::shard::{
+    Counters, Credentials, EndReason, Join, JoinError, RestartError, ShardHandle, ViewerId,
+};
 
 pub(super) const ENDPOINT_METHODS: &str = "POST, GET, HEAD, OPTIONS";
 pub(super) const SESSION_METHODS: &str = "PATCH, DELETE, GET, HEAD, OPTIONS";
@@ -114,7 +117,7 @@ async fn join(
     };
     let mut tries = 0;
     loop {
-        (local.ufrag, local.pwd) = credentials();
+        (local.ufrag, local.pwd) = credentials(&shard);
         let joining = shard.join(Join {
             viewer,
             stream: name.clone(),
@@ -180,7 +183,7 @@ pub(super) async fn patch(
         // Addresses come from the player's checks, so there is nothing to do with candidates of any kind.
         return Ok(HttpResponse::NoContent().finish());
     };
-    let (ufrag, pwd) = credentials();
+    let (ufrag, pwd) = credentials(&session.shard);
     let restart = session.shard.restart_ice(
         session.viewer,
         Credentials {
@@ -332,16 +335,14 @@ fn quoted(text: &str) -> String {
 }
 
 /// A new ICE user fragment and password: 60 and 180 bits of a CSPRNG (RFC 8839 section 5.4 asks for 24 and 128).
-fn credentials() -> (String, String) {
-    const ICE_CHARS: &[u8; 64] =
-        b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+fn credentials(shard: &ShardHandle) -> (String, String) {
     let mut random = rand::rng();
     let mut text = |chars: usize| -> String {
         (0..chars)
             .map(|_| char::from(ICE_CHARS[random.random_range(0..ICE_CHARS.len())]))
             .collect()
     };
-    (text(10), text(30))
+    (format!("{}{}", shard.tag(), text(10)), text(30))
 }
 
 fn phases(start: Instant, parsed: Instant, opened: Instant, end: Instant) {

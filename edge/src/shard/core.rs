@@ -5,6 +5,7 @@
 //! in `fanout.rs`, reading of datagrams in `inbound.rs`.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -29,6 +30,7 @@ use crate::shard::feedback::Sample;
 use crate::shard::handshakes::Handshakes;
 use crate::shard::outbox::Outbox;
 use crate::shard::outgoing::Outgoing;
+use crate::shard::paths::Transports;
 use crate::shard::peer::{Peer, PeerParts, REPORT_INTERVAL};
 use crate::shard::stream::{SharedRings, Stream};
 use crate::shard::wheel::Wheel;
@@ -75,6 +77,8 @@ pub(crate) enum Event {
         stream: StreamName,
         reason: EndReason,
     },
+    /// Nobody is at this end of a connection any more: close it once what is queued has been sent.
+    Disused { address: SocketAddr },
     /// The first viewer of a stream is here: ask the replica for packets.
     StreamWanted {
         stream: StreamName,
@@ -93,6 +97,7 @@ pub(crate) struct Core {
     by_id: HashMap<ViewerId, usize>,
     pub(super) by_ufrag: HashMap<Box<str>, usize>,
     pub(super) by_path: HashMap<Path, usize>,
+    pub(super) transports: Transports,
     pub(super) streams: HashMap<StreamName, Stream>,
     /// Media to send: audio first, it is small and late audio is heard.
     pub(super) audio_jobs: VecDeque<Job>,
@@ -120,6 +125,7 @@ impl Core {
             by_id: HashMap::new(),
             by_ufrag: HashMap::new(),
             by_path: HashMap::new(),
+            transports: Transports::default(),
             streams: HashMap::new(),
             audio_jobs: VecDeque::new(),
             video_jobs: VecDeque::new(),
@@ -491,11 +497,8 @@ impl Core {
         };
         self.by_id.remove(&peer.id);
         self.by_ufrag.remove(&peer.ice.credentials().local_ufrag);
-        for path in peer.ice.paths() {
-            if self.by_path.get(&path) == Some(&slot) {
-                self.by_path.remove(&path);
-            }
-        }
+        self.forget_paths(slot, peer.ice.paths());
+        self.transports.note(peer.ice.selected(), None);
         let mut last = false;
         if let Some(stream) = self.streams.get_mut(&peer.stream) {
             // Who went already got his goodbye; to the others it is the end of media and of consent.

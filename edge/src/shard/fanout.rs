@@ -69,6 +69,10 @@ pub(crate) struct Sent {
     pub(crate) bytes: u64,
     /// Times a viewer lost its place and waits for a keyframe.
     pub(crate) skips: u64,
+    /// Times a connection had no room for an access unit of video, and its viewer waits for a keyframe.
+    pub(crate) tcp_skips: u64,
+    /// Access units of sound that a connection had no room for.
+    pub(crate) tcp_drops: u64,
     /// Batches there was no room for in the queue of jobs.
     pub(crate) dropped: u64,
     /// Since when those batches were on their way that are now with their last viewer.
@@ -249,7 +253,7 @@ impl Core {
                 [_, true] => MediaKind::Audio,
                 [false, false] => continue,
             };
-            if peer.session.is_none() {
+            if !peer.is_reachable() {
                 continue;
             }
             let video = kind == MediaKind::Video;
@@ -259,6 +263,11 @@ impl Core {
             match outgoing.position {
                 Some(position) if position > batch.first_index => continue,
                 Some(position) if position < batch.first_index && video => {
+                    if !peer.has_room(now, batch, outbox) {
+                        // Its connection doesn't even take what came before.
+                        self.sent.tcp_skips += u64::from(peer.skip_video());
+                        continue;
+                    }
                     let ring = rings.get(batch.track);
                     match behind(now, peer, batch, ring, position) {
                         Behind::GoesOn => {}
@@ -279,6 +288,14 @@ impl Core {
                 None if video && !batch.keyframe => continue,
                 // Audio is always at the live edge: what was missed is not sent late.
                 Some(_) | None => {}
+            }
+            if !peer.has_room(now, batch, outbox) {
+                if video {
+                    self.sent.tcp_skips += u64::from(peer.skip_video());
+                } else {
+                    self.sent.tcp_drops += 1;
+                }
+                continue;
             }
             let allowance = if video {
                 Allowance {
@@ -328,8 +345,9 @@ impl Core {
             },
             bytes: peer.pacer.allowance(now),
         };
+        let reachable = peer.is_reachable();
         let more = loop {
-            let Some(video) = peer.video.as_mut().filter(|_| peer.session.is_some()) else {
+            let Some(video) = peer.video.as_mut().filter(|_| reachable) else {
                 break false;
             };
             let (Some(ring), Some(position)) = (rings.get(video.track), video.position) else {
@@ -343,7 +361,7 @@ impl Core {
                 video.position = None;
                 break false;
             };
-            if allowance.is_empty() {
+            if allowance.is_empty() || !peer.has_room(now, batch, outbox) {
                 break true;
             }
             let left = peer.send(now, MediaKind::Video, batch, place, allowance, outbox);

@@ -65,14 +65,7 @@ impl Core {
         if let Some(answer) = request.success(from.address, password, crypto) {
             outbox.push(from, &answer);
         }
-        let checked = peer.ice.handle_check(now, from, request.nominates());
-        if let Some(forgotten) = checked.forgotten
-            // A NAT may have given it to another viewer meanwhile.
-            && self.by_path.get(&forgotten) == Some(&slot)
-        {
-            self.by_path.remove(&forgotten);
-        }
-        self.by_path.insert(from, slot);
+        self.handle_check(now, slot, from, request.nominates());
     }
 
     fn handle_dtls(
@@ -106,7 +99,8 @@ impl Core {
         let Ok(plain) = session.feedback.open(datagram) else {
             return refused("srtcp");
         };
-        peer.ice.handle_traffic(now, from);
+        self.handle_traffic(now, slot, from);
+        let peer = &mut self.peers[slot];
         let mut arrivals = 0;
         for packet in rtcp::packets(plain) {
             let Ok(packet) = packet else {

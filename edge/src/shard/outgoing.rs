@@ -291,6 +291,9 @@ impl Outgoing {
             // The original sequence number goes between header and payload, and is encrypted with it.
             let header = template.len();
             let length = header + 2 + payload.len() + tag_bytes;
+            if !wire.outbox.has_room_for_control(wire.path, length) {
+                break;
+            }
             let sent = wire.outbox.push_with(wire.path, length, |packet| {
                 let start = template.write_rtx(packet, &fields, low16(resend.sequence))?;
                 packet

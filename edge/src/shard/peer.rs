@@ -23,6 +23,9 @@ use crate::shard::stream::{Rings, Timeline};
 use crate::shard::{Counters, ViewerId, ViewerState};
 use crate::transport::{dtls, srtp};
 
+/// About what a packet has besides its payload: framing, header, extensions and tag (bytes).
+const PACKET_OVERHEAD: usize = 64;
+
 /// How often a sender report leaves.
 pub(crate) const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -118,6 +121,11 @@ impl Peer {
         }
     }
 
+    /// Media can be sent: the handshake is complete, and there is a path.
+    pub(crate) fn is_reachable(&self) -> bool {
+        self.session.is_some() && self.ice.selected().is_some()
+    }
+
     /// The RTP stream of a kind.
     pub(crate) fn outgoing(&mut self, kind: MediaKind) -> Option<&mut Outgoing> {
         match kind {
@@ -138,7 +146,9 @@ impl Peer {
     /// When something is due: a DTLS flight, a report, the next piece of a GOP, or the end.
     pub(crate) fn poll_timeout(&self) -> Instant {
         let ice = self.ice.poll_timeout();
-        [self.dtls.poll_timeout(), self.next_report, self.catch_up_at]
+        // Without a path nothing can be sent again.
+        let dtls = self.ice.selected().and_then(|_| self.dtls.poll_timeout());
+        [dtls, self.next_report, self.catch_up_at]
             .into_iter()
             .flatten()
             .fold(ice, Instant::min)
@@ -147,6 +157,19 @@ impl Peer {
     /// Shows how far the viewer is.
     pub(crate) fn set_state(&self, state: ViewerState) {
         self.counters.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// A batch can be sent whole. A slow connection has no room; what it doesn't get takes no sequence numbers.
+    pub(crate) fn has_room(&self, now: Instant, batch: &PacketBatch, outbox: &Outbox) -> bool {
+        let length = batch.payload_bytes() + batch.len() * PACKET_OVERHEAD;
+        let path = self.ice.selected();
+        path.is_some_and(|path| outbox.has_room(now, path, length))
+    }
+
+    /// Its pictures go on at the next keyframe. Returns whether they did not already.
+    pub(crate) fn skip_video(&mut self) -> bool {
+        let video = self.video.as_mut();
+        video.is_some_and(|video| video.position.take().is_some())
     }
 
     /// Sends packets of a batch, from its `first`th on.

@@ -19,14 +19,16 @@ use tokio::sync::{mpsc, oneshot};
 use crate::abr::Measured;
 use crate::metrics::{
     BATCHES_DROPPED, BYTES_SENT, FAN_OUT, KEYFRAMES_RESENT, MAILBOX_FULL, PACED, PACKETS_SENT,
-    RESENT, SHARD_BUSY, SHARD_EGRESS, SHARD_LAG, SHARD_LOAD, SKIPPED, VIEWERS, VIEWERS_ENDED,
-    VIEWERS_JOINED,
+    RESENT, SEND_DROPPED, SHARD_BUSY, SHARD_EGRESS, SHARD_LAG, SHARD_LOAD, SKIPPED,
+    TCP_CONNECTIONS, TRANSPORTS, VIEWERS, VIEWERS_ENDED, VIEWERS_JOINED,
 };
 use crate::registry::ReplicaHandle;
 use crate::retransmit::Nacks;
+use crate::shard::connection::{Arrival, Claimed, Connections};
 use crate::shard::core::{Core, Event};
 use crate::shard::load::{Board, Meter};
 use crate::shard::outbox::Outbox;
+use crate::shard::paths::Transports;
 use crate::shard::socket::Socket;
 use crate::shard::{
     Command, Counters, Credentials, EndReason, Ended, Gone, Join, JoinError, Media, ViewerId,
@@ -75,6 +77,7 @@ pub(super) struct Shell {
     pub(super) number: usize,
     pub(super) core: Core,
     pub(super) socket: Socket,
+    pub(super) connections: Connections,
     pub(super) clock: Clock,
     pub(super) control: mpsc::UnboundedReceiver<Control>,
     pub(super) media: mpsc::Receiver<Media>,
@@ -115,8 +118,13 @@ struct Figures {
     resent: Counter,
     skips: Counter,
     dropped: Counter,
+    tcp_skips: Counter,
+    tcp_drops: Counter,
     fan_out: Histogram,
     paced: Histogram,
+    transports: Transports,
+    udp: Gauge,
+    tcp: Gauge,
 }
 
 impl Figures {
@@ -134,8 +142,13 @@ impl Figures {
             resent: counter!(RESENT),
             skips: counter!(SKIPPED, "place" => "viewer"),
             dropped: counter!(BATCHES_DROPPED),
+            tcp_skips: counter!(SKIPPED, "place" => "tcp"),
+            tcp_drops: counter!(SEND_DROPPED, "reason" => "tcp"),
             fan_out: histogram!(FAN_OUT),
             paced: histogram!(PACED),
+            transports: Transports::default(),
+            udp: gauge!(TRANSPORTS, "transport" => "udp", "shard" => shard.to_string()),
+            tcp: gauge!(TRANSPORTS, "transport" => "tcp", "shard" => shard.to_string()),
         }
     }
 }
@@ -158,8 +171,8 @@ impl Shell {
             let more = self.send_slice(&mut outbox).await;
             let more = self.shake_hands(more, &mut outbox) || more;
             self.pump(&mut state);
-            self.socket.send(&mut outbox).await;
-            self.publish(&state, outbox.wire_bytes());
+            self.send(&mut outbox).await;
+            self.publish(&mut state, outbox.wire_bytes());
             if more {
                 tokio::task::yield_now().await;
                 continue;
@@ -184,14 +197,15 @@ impl Shell {
                 },
                 Some(media) = self.media.recv() => self.on_media(media, &mut outbox),
                 Some(command) = self.commands.recv() => self.on_command(command, &state, &mut outbox),
+                arrival = self.connections.receive() => self.on_arrival(arrival, &mut outbox),
                 _ = self.socket.readable() => {}
                 () = idle => {}
             }
             self.meter.handle_wake(self.clock.now());
         };
         self.pump(&mut state);
-        self.socket.send(&mut outbox).await;
-        self.publish(&state, outbox.wire_bytes());
+        self.send(&mut outbox).await;
+        self.publish(&mut state, outbox.wire_bytes());
         if let Some(reply) = stopped {
             let _ = reply.send(());
         }
@@ -232,6 +246,12 @@ impl Shell {
                 break;
             }
         }
+        for _ in 0..TURN_MESSAGES {
+            let Some(arrival) = self.connections.try_receive() else {
+                break;
+            };
+            self.on_arrival(arrival, outbox);
+        }
         self.core.handle_timeout(now, wall, outbox);
         for _ in 0..TURN_MESSAGES {
             let Ok(media) = self.media.try_recv() else {
@@ -242,6 +262,12 @@ impl Shell {
         None
     }
 
+    /// Sends what the outbox has. Connections never wait, so they go first.
+    async fn send(&mut self, outbox: &mut Outbox) {
+        self.connections.send(outbox);
+        self.socket.send(outbox).await;
+    }
+
     /// Sends media for a slice. Returns whether there is more.
     async fn send_slice(&mut self, outbox: &mut Outbox) -> bool {
         let now = self.clock.now();
@@ -249,7 +275,7 @@ impl Shell {
         while self.core.has_jobs() {
             let more = self.core.handle_job(now, outbox);
             if outbox.is_full() {
-                self.socket.send(outbox).await;
+                self.send(outbox).await;
             }
             if !more || self.clock.now() >= end {
                 return more;
@@ -335,6 +361,53 @@ impl Shell {
             }
         }
         None
+    }
+
+    fn on_arrival(&mut self, arrival: Arrival, outbox: &mut Outbox) {
+        let (now, wall) = self.time();
+        match arrival {
+            Arrival::Claimed(claimed) => self.on_claimed(claimed, outbox),
+            Arrival::Frame { from, mut frame } => {
+                let path = Path::tcp(from);
+                self.core
+                    .handle_datagram(now, wall, path, &mut frame, outbox);
+            }
+            Arrival::Closed { from, id } => {
+                if self.connections.forget(from, id, outbox) {
+                    self.core.handle_disconnected(now, Path::tcp(from));
+                }
+            }
+        }
+    }
+
+    /// A connection is a viewer's if its first frame is a check of that viewer; else it is closed.
+    fn on_claimed(&mut self, claimed: Claimed, outbox: &mut Outbox) {
+        let (now, wall) = self.time();
+        let Claimed {
+            stream,
+            from,
+            mut first,
+            frames,
+        } = claimed;
+        let outcome = match self.connections.open(stream, from, outbox) {
+            Ok(opened) => {
+                let path = Path::tcp(from);
+                self.core
+                    .handle_datagram(now, wall, path, &mut first, outbox);
+                if self.core.knows(path) {
+                    self.connections.keep(opened, frames);
+                    "taken"
+                } else {
+                    opened.close(outbox);
+                    "refused"
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%from, %error, "a connection can't be taken over");
+                "failed"
+            }
+        };
+        counter!(TCP_CONNECTIONS, "outcome" => outcome).increment(1);
     }
 
     fn on_media(&mut self, media: Media, outbox: &mut Outbox) {
@@ -459,6 +532,7 @@ impl Shell {
                     tracing::debug!(%viewer, %stream, reason = reason.as_str(), "viewer gone");
                     (self.ended)(viewer, reason);
                 }
+                Event::Disused { address } => self.connections.disuse(address),
                 Event::StreamWanted { stream, replica } => {
                     replica.attach(self.number, self.media_sender.clone());
                     state.replicas.insert(stream, replica);
@@ -473,15 +547,24 @@ impl Shell {
     }
 
     /// Shows what happened to whoever looks from outside.
-    fn publish(&mut self, state: &State, sent_bytes: u64) {
+    fn publish(&mut self, state: &mut State, sent_bytes: u64) {
         let viewers = self.core.viewers();
         self.viewers.store(viewers, Ordering::Relaxed);
         let sent = self.core.take_sent();
-        let figures = &state.figures;
+        let figures = &mut state.figures;
+        let transports = self.core.transports();
+        if figures.transports != transports {
+            let float = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+            figures.udp.set(float(transports.udp));
+            figures.tcp.set(float(transports.tcp));
+            figures.transports = transports;
+        }
         figures.video.increment(sent.video_packets);
         figures.audio.increment(sent.audio_packets);
         figures.bytes.increment(sent.bytes);
         figures.skips.increment(sent.skips);
+        figures.tcp_skips.increment(sent.tcp_skips);
+        figures.tcp_drops.increment(sent.tcp_drops);
         figures.dropped.increment(sent.dropped);
         for waited in sent.waited {
             figures.paced.record(waited.as_secs_f64());

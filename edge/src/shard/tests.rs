@@ -6,11 +6,14 @@ pub(crate) mod crowd;
 #[cfg(test)]
 mod lifecycle;
 mod pace;
+mod paths;
 mod placement;
 mod wraps;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -32,6 +35,7 @@ use rand::rngs::StdRng;
 use rtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
 use rtc_srtp::context::Context;
 
+use super::backlog::Backlog;
 use super::core::{Core, Event, Options};
 use super::outbox::Outbox;
 use super::{Counters, Credentials, EndReason, Join, JoinError, ViewerId, ViewerState};
@@ -39,6 +43,7 @@ use crate::registry;
 use crate::replica::RTP_PAYLOAD_BYTES;
 use crate::transport::dtls::Identity;
 use crate::transport::dtls::tests::Client;
+use crate::transport::framing::Frames;
 use crate::transport::stun::tests::check;
 
 const VIDEO_SSRC: u32 = 0x1111_1111;
@@ -63,6 +68,16 @@ struct World {
     events: Vec<Event>,
     /// Datagrams on their way to viewers.
     wire: VecDeque<(Path, Vec<u8>)>,
+    connections: HashMap<SocketAddr, Connection>,
+}
+
+/// A TCP connection.
+#[derive(Default)]
+struct Connection {
+    backlog: Rc<Backlog>,
+    /// It takes nothing by itself, only by [`World::drain`].
+    stalled: bool,
+    frames: Frames,
 }
 
 /// A viewer's end.
@@ -144,6 +159,7 @@ impl World {
             audio_packets: OpusPacketizer::new(RTP_PAYLOAD_BYTES),
             events: Vec::new(),
             wire: VecDeque::new(),
+            connections: HashMap::new(),
         }
     }
 
@@ -179,6 +195,15 @@ impl World {
 
     /// What the core queued goes on the wire, runs cut as the kernel does.
     fn collect(&mut self) {
+        let (framed, bytes) = self.outbox.framed();
+        for message in framed {
+            let connection = self.connections.get_mut(&message.to).unwrap();
+            let data = &bytes[message.range.clone()];
+            let taken = if connection.stalled { 0 } else { data.len() };
+            connection.backlog.take_in(self.now, data, taken);
+            connection.frames.push(&data[..taken]);
+        }
+        self.deframe();
         let (messages, bytes) = self.outbox.messages();
         for message in messages {
             let data = &bytes[message.range.clone()];
@@ -191,6 +216,47 @@ impl World {
         while let Some(event) = self.core.poll_event() {
             self.events.push(event);
         }
+    }
+
+    /// What came out of connections goes on the wire.
+    fn deframe(&mut self) {
+        for (to, connection) in &mut self.connections {
+            while let Some(frame) = connection.frames.next().unwrap() {
+                self.wire.push_back((Path::tcp(*to), frame.to_vec()));
+            }
+        }
+    }
+
+    /// A connection is opened.
+    fn open(&mut self, address: SocketAddr) {
+        let connection = Connection::default();
+        self.outbox.open(address, Rc::clone(&connection.backlog));
+        self.connections.insert(address, connection);
+    }
+
+    /// A connection is closed.
+    fn close(&mut self, address: SocketAddr) {
+        self.connections.remove(&address);
+        self.outbox.close(address);
+        self.core.handle_disconnected(self.now, Path::tcp(address));
+        self.collect();
+    }
+
+    /// A connection takes up to `budget` bytes of what waits. Returns how many it took.
+    fn drain(&mut self, address: SocketAddr, mut budget: usize) -> usize {
+        let connection = self.connections.get_mut(&address).unwrap();
+        let frames = &mut connection.frames;
+        let taken = connection.backlog.write_to(|slices| {
+            let count = slices[0].len().min(budget);
+            if count == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            budget -= count;
+            frames.push(&slices[0][..count]);
+            Ok(count)
+        });
+        self.deframe();
+        taken.unwrap()
     }
 
     fn join(&mut self, number: u64, profiles: Vec<SrtpProtectionProfile>) -> Peer {

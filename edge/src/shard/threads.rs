@@ -9,18 +9,22 @@ use std::time::Duration;
 use actix_rt::Arbiter;
 use headwater_media::ice;
 use headwater_media::rtp::ring::Limits;
+use headwater_media::sdp::Candidate;
 use headwater_node::clock::Clock;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
+use crate::shard::connection::{CLAIMED_QUEUE, Connections};
 use crate::shard::core::{Core, Options};
 use crate::shard::load::{Board, Capacity, Meter};
 use crate::shard::run::{Control, Shell};
 use crate::shard::socket::{self, Socket};
-use crate::shard::{Ended, ShardHandle, Shards};
+use crate::shard::{Ended, ShardHandle, Shards, tag};
 use crate::transport::dtls::{self, Identity};
+use crate::transport::tcp::{Listener, Serving};
 
 /// Batches and other news of replicas waiting for a shard (count): two seconds of a hundred streams.
 const MEDIA_QUEUE: usize = 16_384;
@@ -34,6 +38,8 @@ pub(crate) struct Threads {
     shards: Shards,
     arbiters: Vec<Arbiter>,
     addresses: Vec<SocketAddr>,
+    /// The TCP port of all shards.
+    tcp: Option<Serving>,
 }
 
 /// Why shards can't start.
@@ -49,6 +55,18 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// The port for media over TCP can't be had.
+    #[error("the media address {address} can't be bound for TCP")]
+    BindTcp {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// More shards than user fragments can name.
+    #[error("{0} shards are more than any machine needs")]
+    TooMany(usize),
     /// Media ports past 65535.
     #[error("{shards} shards don't fit above media port {port}")]
     Ports {
@@ -69,13 +87,15 @@ pub enum StartError {
 }
 
 impl Threads {
-    /// Binds the media ports and starts a thread for each. `ended` is told of every viewer that ended, on its shard's thread.
+    /// Binds the media ports and starts a thread for each; TCP connections are accepted on `io`. `ended` is told of every viewer that
+    /// ended, on its shard's thread.
     ///
     /// # Errors
     /// See [`StartError`].
     pub(crate) async fn start(
         config: &Config,
         clock: &Clock,
+        io: &Handle,
         ended: Ended,
     ) -> Result<Self, StartError> {
         let identity = Identity::generate()
@@ -98,7 +118,16 @@ impl Threads {
             playout_delay_ms: config.playout_delay_ms,
             ice: ice::Options::default(),
         };
+        if count > tag::SHARDS_MAX {
+            return Err(StartError::TooMany(count));
+        }
         let ips = public_ips(config)?;
+        let failed_tcp = |address| move |source| StartError::BindTcp { address, source };
+        let listener = config
+            .media_tcp()
+            .map(|address| Listener::bind(address).map_err(failed_tcp(address)))
+            .transpose()?;
+        let tcp_port = listener.as_ref().map(|listener| listener.address().port());
         let mut shards = Vec::with_capacity(count);
         let mut arbiters = Vec::with_capacity(count);
         let mut addresses = Vec::with_capacity(count);
@@ -112,9 +141,10 @@ impl Threads {
             )
             .map_err(failed)?;
             let address = socket.local_addr().map_err(failed)?;
-            let candidates: Arc<[SocketAddr]> = ips
-                .iter()
-                .map(|ip| SocketAddr::new(*ip, address.port()))
+            let at = |port| ips.iter().map(move |ip| SocketAddr::new(*ip, port));
+            let candidates: Arc<[Candidate]> = at(address.port())
+                .map(Candidate::udp)
+                .chain(tcp_port.into_iter().flat_map(at).map(Candidate::tcp))
                 .collect();
             let (handle, arbiter, started) = spawn(
                 Seat {
@@ -136,13 +166,22 @@ impl Threads {
             arbiters.push(arbiter);
             addresses.push(address);
         }
+        let shards = Shards {
+            shards: shards.into(),
+            fingerprint: identity.fingerprint(),
+        };
+        let serve = |listener: Listener| {
+            let address = listener.address();
+            listener
+                .serve(shards.clone(), io)
+                .map_err(failed_tcp(address))
+        };
+        let tcp = listener.map(serve).transpose()?;
         Ok(Self {
-            shards: Shards {
-                shards: shards.into(),
-                fingerprint: identity.fingerprint(),
-            },
+            shards,
             arbiters,
             addresses,
+            tcp,
         })
     }
 
@@ -156,9 +195,15 @@ impl Threads {
         &self.addresses
     }
 
+    /// Where they listen for TCP, if they do.
+    pub(crate) fn tcp_address(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref().map(Serving::address)
+    }
+
     /// Ends all viewers and the threads, within a bounded time.
     pub(crate) async fn stop(self) {
         const STOP_WITHIN: Duration = Duration::from_secs(2);
+        drop(self.tcp);
         for shard in self.shards.shards.iter() {
             let (reply, stopped) = oneshot::channel();
             if shard.control.send(Control::Stop { reply }).is_ok() {
@@ -179,7 +224,7 @@ struct Seat {
     options: Options,
     capacity: Capacity,
     socket: std::net::UdpSocket,
-    candidates: Arc<[SocketAddr]>,
+    candidates: Arc<[Candidate]>,
 }
 
 fn spawn(
@@ -189,11 +234,14 @@ fn spawn(
     ended: Ended,
 ) -> (ShardHandle, Arbiter, oneshot::Receiver<io::Result<()>>) {
     let (control, control_receiver) = mpsc::unbounded_channel();
+    let (claimed, claimed_receiver) = mpsc::channel(CLAIMED_QUEUE);
     let viewers = Arc::new(AtomicUsize::new(0));
     let board = Arc::new(Board::new(seat.capacity, clock.now()));
     let handle = ShardHandle {
+        number: seat.number,
         candidates: Arc::clone(&seat.candidates),
         control,
+        claimed,
         viewers: Arc::clone(&viewers),
         waiting: Arc::default(),
         board: Arc::clone(&board),
@@ -215,6 +263,7 @@ fn spawn(
             number: seat.number,
             core: Core::new(seat.options, identity, random, clock.now()),
             socket,
+            connections: Connections::new(seat.number, clock.clone(), claimed_receiver),
             control: control_receiver,
             media,
             media_sender,

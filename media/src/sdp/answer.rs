@@ -3,7 +3,6 @@
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 
 use rtc_sdp::description::common::{Address, Attribute, ConnectionInformation};
 use rtc_sdp::description::media::{MediaDescription, MediaName, RangedPort};
@@ -11,7 +10,8 @@ use rtc_sdp::description::session::{Origin, SessionDescription, TimeDescription,
 
 use super::negotiate::{Negotiation, Outcome};
 use super::offer::{Codec, Section, parameters, uri};
-use super::{Local, NegotiatedMedia};
+use super::{Candidate, Local, NegotiatedMedia};
+use crate::ice::Transport;
 
 /// The media stream that both tracks belong to (RFC 8830): one id, so that players show them together.
 const MEDIA_STREAM: &str = "headwater";
@@ -167,17 +167,28 @@ impl Negotiation {
     }
 }
 
-/// Host candidates (RFC 8839 section 5.1), best first.
-pub(super) fn candidates(addresses: &[SocketAddr]) -> impl Iterator<Item = String> {
-    /// Type preference of host candidates (RFC 8445 section 5.1.2.2).
-    const HOST: u32 = 126;
-    addresses.iter().zip((0..=u16::MAX).rev()).zip(1_u32..).map(
-        |((address, preference), foundation)| {
-            let priority = (HOST << 24) | (u32::from(preference) << 8) | 255;
-            let (ip, port) = (address.ip(), address.port());
-            format!("{foundation} 1 udp {priority} {ip} {port} typ host")
-        },
-    )
+/// Host candidates (RFC 8839 section 5.1; RFC 6544 section 4.5), best first of each transport. Each has its own foundation: they
+/// differ in address or transport (RFC 8445 section 5.1.1.3).
+pub(super) fn candidates(candidates: &[Candidate]) -> impl Iterator<Item = String> {
+    /// Type preference of UDP host candidates (RFC 8445 section 5.1.2.2).
+    const UDP_HOST: u32 = 126;
+    /// That of TCP is lower, so that UDP is preferred (RFC 6544 section 4.2). Chromium's number.
+    const TCP_HOST: u32 = 90;
+    /// Direction preference of passive host candidates, in the upper three bits of their local preference (RFC 6544 section 4.2).
+    const PASSIVE: u32 = 4 << 13;
+    candidates
+        .iter()
+        .zip((0..=8191_u32).rev())
+        .zip(1_u32..)
+        .map(|((candidate, preference), foundation)| {
+            let (ip, port) = (candidate.address.ip(), candidate.address.port());
+            let (transport, kind, local, direction) = match candidate.transport {
+                Transport::Udp => ("udp", UDP_HOST, preference | (7 << 13), ""),
+                Transport::Tcp => ("tcp", TCP_HOST, preference | PASSIVE, " tcptype passive"),
+            };
+            let priority = (kind << 24) | (local << 8) | 255;
+            format!("{foundation} 1 {transport} {priority} {ip} {port} typ host{direction}")
+        })
 }
 
 /// A rejected section (RFC 3264 section 6): port 0, its formats as offered.

@@ -167,6 +167,7 @@ fn agree<'a>(slot: &mut Option<&'a str>, value: &'a str) -> Result<(), FragmentE
 
 #[cfg(test)]
 mod tests {
+    use super::super::Candidate;
     use super::*;
 
     const PWD: &str = "P2uYro0UCOQ4zxjKXaWCBui1";
@@ -224,8 +225,10 @@ mod tests {
             pwd: "0b66f472495ef0ccac7bda653ab6be49".into(),
             fingerprint: [0; 32],
             candidates: vec![
-                "198.51.100.1:8700".parse().expect("an address"),
-                "[2001:db8::1]:8700".parse().expect("an address"),
+                Candidate::udp("198.51.100.1:8700".parse().expect("an address")),
+                Candidate::udp("[2001:db8::1]:8700".parse().expect("an address")),
+                Candidate::tcp("198.51.100.1:8700".parse().expect("an address")),
+                Candidate::tcp("[2001:db8::1]:8700".parse().expect("an address")),
             ],
         };
         let mids = [("audio", "0".to_owned()), ("video", "1".to_owned())];

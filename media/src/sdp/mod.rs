@@ -19,6 +19,8 @@ pub use fragment::{Fragment, FragmentError, IceCredentials};
 pub use negotiate::{Negotiation, Refusal};
 pub use offer::{Offer, OfferError};
 
+use crate::ice::Transport;
+
 /// The longest offer that is parsed, in bytes. Chromium's offer for one audio and one video m-section has 8 kB.
 pub const OFFER_BYTES_MAX: usize = 64 * 1024;
 
@@ -84,8 +86,35 @@ pub struct Local {
     pub pwd: String,
     /// SHA-256 of our DTLS certificate.
     pub fingerprint: [u8; 32],
-    /// Where the viewer's shard listens (UDP host candidates), best first.
-    pub candidates: Vec<SocketAddr>,
+    /// Where the viewer's shard is reached, best first.
+    pub candidates: Vec<Candidate>,
+}
+
+/// A host candidate of ours; those of TCP are passive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    /// What it listens for.
+    pub transport: Transport,
+    /// Where.
+    pub address: SocketAddr,
+}
+
+impl Candidate {
+    /// By UDP.
+    pub const fn udp(address: SocketAddr) -> Self {
+        Self {
+            transport: Transport::Udp,
+            address,
+        }
+    }
+
+    /// By TCP, where the viewer connects.
+    pub const fn tcp(address: SocketAddr) -> Self {
+        Self {
+            transport: Transport::Tcp,
+            address,
+        }
+    }
 }
 
 #[cfg(test)]

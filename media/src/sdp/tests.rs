@@ -89,9 +89,10 @@ fn local() -> Local {
         pwd: "serverPasswordOfThirtyCharacte".into(),
         fingerprint: std::array::from_fn(|i| u8::try_from(i).expect("below 32")),
         candidates: vec![
-            "192.0.2.7:8700".parse().expect("an address"),
-            "127.0.0.1:8700".parse().expect("an address"),
-            "[2001:db8::7]:8700".parse().expect("an address"),
+            Candidate::udp("192.0.2.7:8700".parse().expect("an address")),
+            Candidate::udp("127.0.0.1:8700".parse().expect("an address")),
+            Candidate::udp("[2001:db8::7]:8700".parse().expect("an address")),
+            Candidate::tcp("192.0.2.7:8700".parse().expect("an address")),
         ],
     }
 }
