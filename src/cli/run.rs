@@ -23,6 +23,7 @@ use headwater_node::directory::memory::MemoryDirectory;
 use headwater_node::drain;
 use headwater_node::telemetry::{self, Format, Metrics};
 use headwater_origin::Origin;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::{Handle, Runtime};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -39,6 +40,10 @@ const IO_THREADS_MAX: usize = 4;
 /// How long withdrawing from the directory and ending the admin port may take, after the roles.
 const LAST_STEPS_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Open files that are enough (count): every viewer by TCP and every HTTP client is one. Most systems start processes with 1024, and allow
+/// them many more.
+const OPEN_FILES: u64 = 1 << 20;
+
 /// What actors get to start in after a failed start, before all ends.
 const UNWIND_TIME: Duration = Duration::from_millis(20);
 
@@ -48,6 +53,7 @@ pub(super) fn role(role: Role, settings: Settings) -> anyhow::Result<ExitCode> {
     telemetry::install_panic_hook();
     let metrics = Metrics::install();
     metrics.build_info(env!("CARGO_PKG_VERSION"), COMMIT, role.name());
+    allow_open_files();
     let io = io_runtime(settings.io_threads)?;
     let handle = io.handle().clone();
     let done = actix::System::new().block_on(async {
@@ -62,6 +68,17 @@ pub(super) fn role(role: Role, settings: Settings) -> anyhow::Result<ExitCode> {
     // What still runs there was given its time; threads blocked in a system call must not keep the process.
     io.shutdown_timeout(Duration::from_millis(500));
     done.map(|()| ExitCode::SUCCESS)
+}
+
+/// Raises the limit of open files as far as the system lets us.
+fn allow_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let wanted = OPEN_FILES.min(hard).max(soft);
+        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)
+    });
+    if let Err(error) = raised {
+        warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// Runs `headwater probe`.

@@ -2,6 +2,8 @@
 //
 //   node play.mjs measure URL SCREENSHOT   plays, clicks the sound button, measures ten seconds, ends
 //   node play.mjs follow URL SCREENSHOT    prints the player's state every 200 ms until stdin ends
+//
+// With ONLY_TCP in the environment the page sees no UDP candidates, as behind a firewall that lets no UDP through.
 
 import process from 'node:process';
 import { chromium } from 'playwright-core';
@@ -21,6 +23,15 @@ const browser = await chromium.launch({
   ],
 });
 const page = await browser.newPage({ viewport: { width: 1280, height: 800 } });
+if (process.env.ONLY_TCP) {
+  await page.addInitScript(() => {
+    const set = RTCPeerConnection.prototype.setRemoteDescription;
+    RTCPeerConnection.prototype.setRemoteDescription = function onlyTcp({ type, sdp }) {
+      const kept = sdp.split('\r\n').filter((line) => !/^a=candidate:\S+ \d+ udp /i.test(line));
+      return set.call(this, { type, sdp: kept.join('\r\n') });
+    };
+  });
+}
 const errors = [];
 page.on('pageerror', (error) => errors.push(String(error)));
 page.on('console', (message) => console.error(`[page] ${message.type()}: ${message.text()}`));

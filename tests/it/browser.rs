@@ -24,6 +24,10 @@ struct Browser {
 
 impl Browser {
     fn open(mode: &str, url: &str, name: &str) -> Self {
+        Self::open_with(mode, url, name, &[])
+    }
+
+    fn open_with(mode: &str, url: &str, name: &str, env: &[(&str, &str)]) -> Self {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser");
         assert!(
             directory.join("node_modules/playwright-core").exists(),
@@ -34,6 +38,7 @@ impl Browser {
             .arg(directory.join("play.mjs"))
             .args([mode, url])
             .arg(screenshot(name))
+            .envs(env.iter().copied())
             .stdin(Stdio::piped());
         let mut process = Process::start("chromium", &mut command);
         let stdin = process.stdin();
@@ -143,6 +148,24 @@ fn browser_comes_back_by_itself_after_publisher_and_edge() {
     eventually("the session is deleted", seconds(5), || {
         viewers().filter(|any| !any)
     });
+    browser.process.wait(seconds(15));
+}
+
+#[test]
+fn browser_without_udp_plays_by_tcp() {
+    let mut cluster = Cluster::standalone(&Options::default());
+    let _publisher = Publisher::start(&cluster.rtmp_url("live/tcp"), Picture::Test, Sound::Tone);
+    let page = format!("http://127.0.0.1:{}/play/live/tcp", cluster.edge().http);
+    let mut browser = Browser::open_with("follow", &page, "tcp", &[("ONLY_TCP", "1")]);
+    browser.await_state("live", seconds(20));
+    browser.await_frames(150, seconds(8));
+    let admin = cluster.edge().admin;
+    let viewers = get(admin, "/api/v1/viewers").expect("viewers").body;
+    assert!(viewers.contains(r#""transport":"tcp""#), "{viewers}");
+    let seen = browser.last().unwrap_or_default();
+    assert_eq!(number(&seen, "/joins"), 1, "{seen:#}");
+    assert_eq!(seen["errors"], serde_json::json!([]), "errors in the page");
+    drop(browser.stdin.take());
     browser.process.wait(seconds(15));
 }
 

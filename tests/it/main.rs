@@ -13,4 +13,5 @@ mod overload;
 mod play;
 mod publish;
 mod replication;
+mod tcp;
 mod whep;

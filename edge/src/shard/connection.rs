@@ -229,8 +229,14 @@ impl Connections {
         self.disused.push(address);
     }
 
-    /// Writes what the outbox has for connections, without waiting: what the kernel doesn't take stays in their backlogs.
-    pub(super) fn send(&mut self, outbox: &mut Outbox) {
+    /// Something may still be sent to it, and what comes from it counts.
+    pub(super) fn is_open(&self, address: SocketAddr) -> bool {
+        self.open.contains_key(&address)
+    }
+
+    /// Writes what the outbox has for connections, without waiting: what the kernel doesn't take stays in their backlogs. Returns those that
+    /// are closed for being disused.
+    pub(super) fn send(&mut self, outbox: &mut Outbox) -> Vec<SocketAddr> {
         let now = self.clock.now();
         let (messages, bytes) = outbox.framed();
         let mut sent = 0;
@@ -240,18 +246,20 @@ impl Connections {
             }
         }
         self.sent.increment(sent as u64);
-        if self.disused.is_empty() {
-            return;
+        let disused = std::mem::take(&mut self.disused);
+        if disused.is_empty() {
+            return disused;
         }
-        for address in self.disused.drain(..) {
-            if let Some(connection) = self.open.remove(&address) {
-                outbox.close(address);
+        for address in &disused {
+            if let Some(connection) = self.open.remove(address) {
+                outbox.close(*address);
                 let link = connection.link;
                 link.state.set(State::Closing(now + CLOSE_WITHIN));
                 link.wake.notify_one();
             }
         }
         self.publish();
+        disused
     }
 
     fn publish(&self) {

@@ -264,7 +264,11 @@ impl Shell {
 
     /// Sends what the outbox has. Connections never wait, so they go first.
     async fn send(&mut self, outbox: &mut Outbox) {
-        self.connections.send(outbox);
+        for address in self.connections.send(outbox) {
+            // A check may have come on it since it fell out of use.
+            let now = self.clock.now();
+            self.core.handle_disconnected(now, Path::tcp(address));
+        }
         self.socket.send(outbox).await;
     }
 
@@ -369,6 +373,10 @@ impl Shell {
             Arrival::Claimed(claimed) => self.on_claimed(claimed, outbox),
             Arrival::Frame { from, mut frame } => {
                 let path = Path::tcp(from);
+                if !self.connections.is_open(from) {
+                    // It is being closed, and what is sent there is lost.
+                    return;
+                }
                 self.core
                     .handle_datagram(now, wall, path, &mut frame, outbox);
             }

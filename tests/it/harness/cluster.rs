@@ -49,6 +49,8 @@ pub(crate) struct Node {
     pub(crate) http: u16,
     pub(crate) admin: u16,
     pub(crate) grpc: u16,
+    /// UDP and TCP.
+    pub(crate) media: u16,
 }
 
 impl Node {
@@ -92,6 +94,7 @@ impl Node {
             http,
             admin,
             grpc,
+            media,
         };
         node.await_ready();
         node

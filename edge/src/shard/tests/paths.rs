@@ -159,7 +159,7 @@ async fn a_viewer_moves_to_tcp_and_back_with_the_same_keys() {
     let wall = world.wall();
     world
         .core
-        .handle_leave(world.now, wall, viewer, EndReason::Left, &mut world.outbox);
+        .handle_leave(wall, viewer, EndReason::Left, &mut world.outbox);
     assert_eq!(world.core.transports(), Transports::default());
 }
 
@@ -360,7 +360,7 @@ async fn too_many_connections_of_a_viewer_are_closed_oldest_first_and_all_with_i
     let wall = world.wall();
     world
         .core
-        .handle_leave(world.now, wall, peer.id, EndReason::Left, &mut world.outbox);
+        .handle_leave(wall, peer.id, EndReason::Left, &mut world.outbox);
     world.collect();
     assert_eq!(disused(&world).len(), 20);
     world.exchange(&mut peer);

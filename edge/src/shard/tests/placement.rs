@@ -25,11 +25,14 @@ impl Placement {
     fn new(count: usize) -> Self {
         let now = testkit::start();
         let (handles, ends): (Vec<_>, Vec<_>) = (0..count)
-            .map(|_| {
+            .map(|number| {
                 let (control, end) = mpsc::unbounded_channel();
+                let (claimed, _) = mpsc::channel(1);
                 let handle = ShardHandle {
+                    number,
                     candidates: Arc::new([]),
                     control,
+                    claimed,
                     viewers: Arc::new(AtomicUsize::new(0)),
                     waiting: Arc::default(),
                     board: Arc::new(Board::new(CAPACITY, now)),
