@@ -69,6 +69,9 @@ const STEPS: [usize; 11] = [
 const FRAMES_PER_SECOND_MIN: f64 = 29.9;
 const LATENCY_P99_MAX_MS: f64 = 100.0;
 
+/// What the origin and the kernel's own threads may use (cores). More is somebody else, and makes figures worthless.
+const OTHERS_CORES_MAX: f64 = 0.25;
+
 /// As browsers send it.
 const FEEDBACK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -86,6 +89,8 @@ pub(crate) struct Run<'a> {
     report: &'a mut Report,
     /// The worst of the stages in which nothing may be lost.
     loss_percent: Option<f64>,
+    /// The most that others used in a stage: the origin, and what shouldn't be there.
+    others_cores: f64,
 }
 
 impl<'a> Run<'a> {
@@ -106,6 +111,7 @@ impl<'a> Run<'a> {
             cluster: Cluster::start(place)?,
             report,
             loss_percent: None,
+            others_cores: 0.0,
         })
     }
 
@@ -133,6 +139,12 @@ impl<'a> Run<'a> {
         }
         if let Some(loss) = self.loss_percent {
             self.report.add(names::LOSS, loss, "%");
+        }
+        if self.others_cores > OTHERS_CORES_MAX {
+            self.report.remarks.push(format!(
+                "Something else used up to {:.1} cores meanwhile: measure again on a quiet machine.",
+                self.others_cores
+            ));
         }
         self.cluster.check()
     }
@@ -327,7 +339,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// The same viewers on two shards.
+    /// The same viewers on two shards, on the core of the edge and on that of the load: only on two cores would shards hinder each other. What is
+    /// compared is CPU time, so it counts that the load competes, but not how long anybody waits for it.
     fn shards(&mut self, one: &Window) -> Result<()> {
         let viewers = self.options.viewers;
         let cores = [self.place.server_core, self.place.load_core];
@@ -367,6 +380,7 @@ impl<'a> Run<'a> {
             window.load_cores,
             window.others_cores,
         ));
+        self.others_cores = self.others_cores.max(window.others_cores);
         self.report.stages.push(Stage::Watching {
             name: name.to_owned(),
             window: Box::new(window.clone()),
