@@ -204,21 +204,38 @@ impl Socket {
         outbox.clear();
     }
 
-    /// Sends the messages at the front that one call can take: neighbours with the same segment size. Returns how many.
+    /// Sends the messages at the front that one call can take: neighbours that one segment size fits. Returns how many.
     fn send_some(&mut self, messages: &[Message], bytes: &[u8]) -> Result<usize, Errno> {
-        let fd = self.socket.as_raw_fd();
         let Some(first) = messages.first() else {
             return Ok(0);
         };
         if let (true, Some(segment)) = (self.unsegmented, first.segment) {
             return self.send_cut(first, usize::from(segment), bytes);
         }
-        let count = messages
+        let segment = segment_of(messages).filter(|_| !self.unsegmented);
+        let batch = messages
             .iter()
             .take(SEND_BATCH)
-            .take_while(|message| message.segment == first.segment)
-            .count();
-        let batch = &messages[..count];
+            .take_while(|message| fits(message, segment));
+        match self.send_batch(&messages[..batch.count()], segment, bytes) {
+            // What refuses the others' segment size need not refuse a datagram that isn't cut.
+            Err(Errno::EIO | Errno::EINVAL | Errno::EMSGSIZE)
+                if segment.is_some() && first.segment.is_none() =>
+            {
+                self.send_batch(&messages[..1], None, bytes)
+            }
+            result => result,
+        }
+    }
+
+    /// Sends messages by one call, all with one segment size. Returns how many left.
+    fn send_batch(
+        &mut self,
+        batch: &[Message],
+        segment: Option<u16>,
+        bytes: &[u8],
+    ) -> Result<usize, Errno> {
+        let fd = self.socket.as_raw_fd();
         self.addresses.clear();
         self.addresses.extend(
             batch
@@ -230,7 +247,7 @@ impl Socket {
             .map(|m| [IoSlice::new(&bytes[m.range.clone()])])
             .collect();
         self.syscalls.increment(1);
-        let results = match &first.segment {
+        let results = match &segment {
             Some(segment) => sendmmsg(
                 fd,
                 &mut self.segmented_headers,
@@ -281,6 +298,26 @@ impl Socket {
     }
 }
 
+/// The segment size by which the messages at the front can leave together: that of the first run, if what stands before it fits one segment.
+/// The kernel cuts nothing that does, so pictures that begin with a small packet of their own (an SEI) share a call with their
+/// fragments and with other viewers'.
+fn segment_of(messages: &[Message]) -> Option<u16> {
+    let segment = messages
+        .iter()
+        .take(SEND_BATCH)
+        .find_map(|message| message.segment)?;
+    let first = messages.first()?;
+    fits(first, Some(segment)).then_some(segment)
+}
+
+/// Whether a message can leave in a call with this segment size.
+fn fits(message: &Message, segment: Option<u16>) -> bool {
+    match (message.segment, segment) {
+        (None, Some(segment)) => message.range.len() <= usize::from(segment),
+        (own, segment) => own == segment,
+    }
+}
+
 fn std_address(storage: &SockaddrStorage) -> Option<SocketAddr> {
     if let Some(v4) = storage.as_sockaddr_in() {
         return Some(SocketAddr::new(IpAddr::V4(v4.ip()), v4.port()));
@@ -321,7 +358,11 @@ mod tests {
             a.unsegmented = unsegmented;
             let mut outbox = Outbox::default();
             for i in 0..100_u8 {
-                let size = if i % 10 == 9 { 300 } else { 1200 };
+                let size = match i % 10 {
+                    0 => 60,
+                    9 => 300,
+                    _ => 1200,
+                };
                 outbox.push(Path::udp(to), &vec![i; size]);
             }
             a.send(&mut outbox).await;
@@ -330,7 +371,12 @@ mod tests {
             for (i, (sender, datagram)) in received.iter().enumerate() {
                 assert_eq!(*sender, from);
                 assert_eq!(usize::from(datagram[0]), i);
-                assert_eq!(datagram.len(), if i % 10 == 9 { 300 } else { 1200 });
+                let size = match i % 10 {
+                    0 => 60,
+                    9 => 300,
+                    _ => 1200,
+                };
+                assert_eq!(datagram.len(), size);
             }
         }
     }
