@@ -36,6 +36,9 @@ const DOUBLING: Duration = Duration::from_millis(250);
 /// home routers hold.
 const DRAIN: Duration = Duration::from_millis(250);
 
+/// How long that is remembered: a PLI or two, and the next keyframe of most publishers.
+const CONGESTED: Duration = Duration::from_secs(4);
+
 /// See the module. One for each viewer.
 #[derive(Debug, Clone)]
 pub struct Pacer {
@@ -47,15 +50,10 @@ pub struct Pacer {
     budget_bytes: i64,
     /// When the budget was right.
     at: Instant,
-    start: Option<Start>,
-}
-
-/// A viewer runs up to the live edge.
-#[derive(Debug, Clone, Copy)]
-struct Start {
-    since: Instant,
-    /// It reported losses meanwhile.
-    congested: bool,
+    /// Since when the viewer runs up to the live edge, if it does.
+    start: Option<Instant>,
+    /// When a viewer without feedback last reported losses while it ran up.
+    congested: Option<Instant>,
 }
 
 impl Pacer {
@@ -68,6 +66,7 @@ impl Pacer {
             budget_bytes: 0,
             at: now,
             start: None,
+            congested: None,
         }
     }
 
@@ -89,10 +88,7 @@ impl Pacer {
     /// that isn't paced gets that at once.
     pub fn handle_start(&mut self, now: Instant, keyframe_bytes: u64) {
         self.refill(now);
-        self.start = Some(Start {
-            since: now,
-            congested: false,
-        });
+        self.start = Some(now);
         let free = if self.informed {
             self.burst_bytes(now)
         } else {
@@ -111,21 +107,22 @@ impl Pacer {
     /// The viewer asked for lost packets. One without feedback has no better way to say that its link is full.
     pub fn handle_losses(&mut self, now: Instant) {
         self.refill(now);
-        let Some(start) = self.start.as_mut().filter(|_| !self.informed) else {
+        if self.informed || self.start.is_none() {
             return;
-        };
-        if !start.congested {
-            start.congested = true;
-            if let Some(Bitrate(rate)) = self.rate(now) {
-                let drain = i64::try_from(bytes_in(rate, DRAIN)).unwrap_or(i64::MAX);
-                self.budget_bytes = self.budget_bytes.min(0).saturating_sub(drain);
-            }
+        }
+        let first = !self.is_congested(now);
+        self.congested = Some(now);
+        if let Some(Bitrate(rate)) = self.rate(now).filter(|_| first) {
+            let drain = i64::try_from(bytes_in(rate, DRAIN)).unwrap_or(i64::MAX);
+            self.budget_bytes = self.budget_bytes.min(0).saturating_sub(drain);
         }
     }
 
-    /// The viewer, which has no better way to say it, lost packets while it ran up to the live edge.
-    pub fn is_congested(&self) -> bool {
-        self.start.is_some_and(|start| start.congested)
+    /// The viewer, which has no better way to say it, lost packets lately while it ran up to the live edge. Running up once more would
+    /// only repeat that.
+    pub fn is_congested(&self, now: Instant) -> bool {
+        self.congested
+            .is_some_and(|at| now.saturating_duration_since(at) < CONGESTED)
     }
 
     /// The viewer is running up to the live edge.
@@ -138,9 +135,9 @@ impl Pacer {
         let first = self.media_rate.saturating_mul(5) / 2;
         let rate = match (self.informed, self.start, self.estimate) {
             (false, None, _) => return None,
-            (false, Some(start), _) if start.congested => self.media_rate.saturating_mul(5) / 4,
+            (false, Some(_), _) if self.is_congested(now) => self.media_rate.saturating_mul(5) / 4,
             (false, Some(start), _) => {
-                let elapsed = now.saturating_duration_since(start.since);
+                let elapsed = now.saturating_duration_since(start);
                 let doublings = match elapsed.checked_sub(DOUBLING_AFTER) {
                     Some(silent) => 1 + silent.as_millis() / DOUBLING.as_millis(),
                     None => 0,
@@ -311,8 +308,15 @@ mod tests {
         );
         pacer.handle_losses(later);
         assert_eq!(rate(&pacer, later), Some(2_500_000));
+        // It is remembered, though it waits for a keyframe meanwhile and is not paced.
         pacer.handle_caught_up();
         assert_eq!(rate(&pacer, later), None);
+        assert!(pacer.is_congested(later + Duration::from_secs(3)));
+        assert!(!pacer.is_congested(later + Duration::from_secs(5)));
+        // Losses of a live viewer are no reason to hold anything back.
+        let live = later + Duration::from_secs(6);
+        pacer.handle_losses(live);
+        assert!(!pacer.is_congested(live));
     }
 
     #[test]

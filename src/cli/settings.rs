@@ -119,6 +119,12 @@ impl Settings {
                  (directory.origins)"
             ),
         }
+        if let Some([min, max]) = self.edge.playout_delay_ms {
+            ensure!(
+                min <= max && max <= 40_950,
+                "edge.playout_delay_ms is [at least, at most] in milliseconds, up to 40950: [{min}, {max}] is not"
+            );
+        }
         for url in directory.etcd.iter().chain(&directory.origins) {
             check_url(url, &["http", "https"]).context("[directory]")?;
         }

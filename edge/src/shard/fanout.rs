@@ -16,7 +16,7 @@ use smallvec::SmallVec;
 use crate::shard::ViewerId;
 use crate::shard::core::Core;
 use crate::shard::outbox::Outbox;
-use crate::shard::outgoing::{Allowance, Left};
+use crate::shard::outgoing::{Allowance, Left, wire_bytes};
 use crate::shard::peer::Peer;
 use crate::shard::stream::Stream;
 
@@ -37,9 +37,6 @@ const BEHIND_KEYFRAME_MAX: Duration = Duration::from_millis(100);
 /// Pictures that would take longer than this to leave are given up: the link does not carry the rendition, and what comes that late is of
 /// no use to anybody.
 const QUEUE_MAX: Duration = Duration::from_secs(1);
-
-/// What headers, extensions and tag add to a payload, roughly (bytes).
-const OVERHEAD_BYTES: usize = 44;
 
 /// Jobs waiting (count). Each batch makes one; past this the shard is hopelessly behind, and viewers are brought up from the ring by
 /// the jobs that come later.
@@ -203,13 +200,13 @@ impl Core {
             return false;
         };
         peer.waiting_since = None;
-        if peer.pacer.is_congested() {
+        if peer.pacer.is_congested(now) {
             // The GOP again would overflow the same queue: this viewer goes on at the next keyframe.
             video.position = None;
             return true;
         }
         video.position = Some(keyframe.first_index);
-        let keyframe_bytes = keyframe.payload_bytes() + keyframe.len() * OVERHEAD_BYTES;
+        let keyframe_bytes = wire_bytes(keyframe);
         peer.pacer
             .handle_media_rate(now, media_rate(stream, ring, video.track));
         peer.pacer

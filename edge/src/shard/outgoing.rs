@@ -31,6 +31,9 @@ const VIDEO_CLOCK_HZ: u32 = 90_000;
 /// SSRC and heard the delay.
 const UNITS_WITH_MID: u64 = 150;
 
+/// About what a packet has besides its payload: framing, header, extensions and tag (bytes).
+const PACKET_OVERHEAD: usize = 64;
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
@@ -335,6 +338,11 @@ const fn low32(value: u64) -> u32 {
 #[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
 const fn low16(value: u64) -> u16 {
     value as u16
+}
+
+/// About what a batch takes on the wire (bytes).
+pub(super) fn wire_bytes(batch: &PacketBatch) -> usize {
+    batch.payload_bytes() + batch.len() * PACKET_OVERHEAD
 }
 
 /// The rollover counter of an extended sequence number.

@@ -18,13 +18,10 @@ use headwater_media::unit::MediaKind;
 
 use crate::registry::ReplicaHandle;
 use crate::shard::outbox::Outbox;
-use crate::shard::outgoing::{Allowance, Left, Numbers, Outgoing, Wire};
+use crate::shard::outgoing::{Allowance, Left, Numbers, Outgoing, Wire, wire_bytes};
 use crate::shard::stream::{Rings, Timeline};
 use crate::shard::{Counters, ViewerId, ViewerState};
 use crate::transport::{dtls, srtp};
-
-/// About what a packet has besides its payload: framing, header, extensions and tag (bytes).
-const PACKET_OVERHEAD: usize = 64;
 
 /// How often a sender report leaves.
 pub(crate) const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -161,9 +158,8 @@ impl Peer {
 
     /// A batch can be sent whole. A slow connection has no room; what it doesn't get takes no sequence numbers.
     pub(crate) fn has_room(&self, now: Instant, batch: &PacketBatch, outbox: &Outbox) -> bool {
-        let length = batch.payload_bytes() + batch.len() * PACKET_OVERHEAD;
         let path = self.ice.selected();
-        path.is_some_and(|path| outbox.has_room(now, path, length))
+        path.is_some_and(|path| outbox.has_room(now, path, wire_bytes(batch)))
     }
 
     /// Its pictures go on at the next keyframe. Returns whether they did not already.

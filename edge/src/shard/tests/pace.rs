@@ -328,3 +328,46 @@ async fn a_viewer_without_feedback_is_not_paced_once_it_is_live() {
     let late = scene.lateness();
     assert!(late <= 2 * STEP, "{late:?}");
 }
+
+#[actix_rt::test]
+async fn a_run_up_that_overflowed_is_not_repeated_before_the_next_keyframe() {
+    let mut world = World::new();
+    let mut peer = world.join(1, vec![GCM]);
+    let gop: Vec<_> = (0..40).map(|_| world.picture()).collect();
+    world.core.handle_backlog(world.now, &name(), &gop);
+    world.check(&peer);
+    world.exchange(&mut peer);
+    world.work();
+    world.exchange(&mut peer);
+    let lost = peer.of(VIDEO_SSRC)[3].sequence;
+    let mut nack = vec![0x81, 205, 0, 3, 0, 0, 0, 1];
+    nack.extend_from_slice(&VIDEO_SSRC.to_be_bytes());
+    nack.extend_from_slice(&lost.to_be_bytes());
+    nack.extend_from_slice(&[0, 0]);
+    let nack = peer.feedback(&nack);
+    world.receive(peer.path, &nack);
+
+    let slot = world.core.slot(peer.id).unwrap();
+    let position = |world: &World| world.core.peers[slot].video.as_ref().unwrap().position;
+    // Each wish finds the viewer waiting, also once nothing is left to send.
+    for _ in 0..3 {
+        assert!(world.core.handle_keyframe(world.now, peer.id));
+        assert_eq!(position(&world), None);
+        world.pass(Duration::from_millis(500));
+        world.work();
+    }
+    let keyframe = loop {
+        let picture = world.picture();
+        world.send(Arc::clone(&picture));
+        if picture.keyframe {
+            break picture;
+        }
+        assert_eq!(position(&world), None);
+    };
+    world.exchange(&mut peer);
+    let sent = peer.of(VIDEO_SSRC);
+    assert_eq!(
+        sent.last().unwrap().payload,
+        *payloads(&keyframe).last().unwrap()
+    );
+}
