@@ -16,6 +16,7 @@ mod outbox;
 mod outgoing;
 mod paths;
 mod peer;
+mod prefetch;
 mod run;
 mod socket;
 pub(crate) mod stream;

@@ -134,7 +134,10 @@ pub struct KeyframeWanted;
 pub struct Retransmitter {
     options: Options,
     started: Instant,
+    /// The newest of each is here and not in its list, so that noting what was sent seldom reads memory elsewhere.
+    segment: Option<Segment>,
     segments: VecDeque<Segment>,
+    mark: Option<Mark>,
     marks: VecDeque<Mark>,
     /// Sequence number that the next packet will have.
     next_sequence: u64,
@@ -197,7 +200,9 @@ impl Retransmitter {
         Self {
             options,
             started: now,
+            segment: None,
             segments: VecDeque::new(),
+            mark: None,
             marks: VecDeque::new(),
             next_sequence: 0,
             keyframe: 0,
@@ -220,26 +225,22 @@ impl Retransmitter {
         let earned = u64::from(sent.bytes) * u64::from(self.options.share_percent) / 100;
         self.budget_bytes = (self.budget_bytes + earned).min(self.options.burst_bytes.into());
 
-        self.mark(now, sent.first_sequence);
-        match self.segments.back_mut() {
+        self.note_time(now, sent.first_sequence);
+        match &mut self.segment {
             Some(newest) if newest.continues_with(sent) => newest.packets += packets,
-            _ => self.segments.push_back(Segment {
-                first_sequence: sent.first_sequence,
-                packets,
-                track: sent.track,
-                first_index: sent.first_index,
-                timestamp_offset: sent.timestamp_offset,
-            }),
-        }
-        // What left before the oldest mark is too old anyway.
-        let oldest = self.marks.front().map_or(0, |mark| mark.first_sequence);
-        while self.segments.len() > SEGMENTS_MAX
-            || self
-                .segments
-                .front()
-                .is_some_and(|segment| segment.end() <= oldest)
-        {
-            self.segments.pop_front();
+            newest => {
+                let segment = Segment {
+                    first_sequence: sent.first_sequence,
+                    packets,
+                    track: sent.track,
+                    first_index: sent.first_index,
+                    timestamp_offset: sent.timestamp_offset,
+                };
+                if let Some(before) = newest.replace(segment) {
+                    self.forget(now);
+                    self.segments.push_back(before);
+                }
+            }
         }
     }
 
@@ -396,39 +397,68 @@ impl Retransmitter {
         extend_u16(self.next_sequence.saturating_sub(1), wire)
     }
 
-    fn mark(&mut self, now: Instant, first_sequence: u64) {
+    fn note_time(&mut self, now: Instant, first_sequence: u64) {
         let due = self
-            .marks
-            .back()
+            .mark
             .is_none_or(|newest| now.saturating_duration_since(newest.at) >= MARK_EVERY);
-        if due {
-            self.marks.push_back(Mark {
-                first_sequence,
-                at: now,
-            });
+        if !due {
+            return;
         }
-        while self.marks.len() > MARKS_MAX
+        if let Some(before) = self.mark {
+            if self.marks.len() == self.marks.capacity() {
+                self.forget(now);
+            }
+            self.marks.push_back(before);
+        }
+        self.mark = Some(Mark {
+            first_sequence,
+            at: now,
+        });
+    }
+
+    /// Makes room for another mark and another segment: what is too old to be sent again goes.
+    fn forget(&mut self, now: Instant) {
+        while self.marks.len() >= MARKS_MAX
             || self.marks.front().is_some_and(|oldest| {
                 now.saturating_duration_since(oldest.at) > self.options.latest_useful
             })
         {
             self.marks.pop_front();
         }
+        let oldest = self.marks.front().or(self.mark.as_ref());
+        let oldest = oldest.map_or(0, |mark| mark.first_sequence);
+        while self.segments.len() >= SEGMENTS_MAX
+            || self
+                .segments
+                .front()
+                .is_some_and(|segment| segment.end() <= oldest)
+        {
+            self.segments.pop_front();
+        }
     }
 
     /// When the packet left, `None` if that is longer ago than we remember.
     fn left_at(&self, sequence: u64) -> Option<Instant> {
-        let after = self
-            .marks
-            .partition_point(|mark| mark.first_sequence <= sequence);
-        self.marks.get(after.checked_sub(1)?).map(|mark| mark.at)
+        let newest = self.mark.filter(|mark| mark.first_sequence <= sequence);
+        let mark = newest.or_else(|| {
+            let after = self
+                .marks
+                .partition_point(|mark| mark.first_sequence <= sequence);
+            self.marks.get(after.checked_sub(1)?).copied()
+        });
+        mark.map(|mark| mark.at)
     }
 
     fn locate(&self, sequence: u64) -> Option<Resend> {
-        let after = self
-            .segments
-            .partition_point(|segment| segment.first_sequence <= sequence);
-        let segment = self.segments.get(after.checked_sub(1)?)?;
+        let newest = self
+            .segment
+            .filter(|segment| segment.first_sequence <= sequence);
+        let segment = newest.or_else(|| {
+            let after = self
+                .segments
+                .partition_point(|segment| segment.first_sequence <= sequence);
+            self.segments.get(after.checked_sub(1)?).copied()
+        })?;
         let place = sequence - segment.first_sequence;
         (place < segment.packets).then_some(Resend {
             sequence,
@@ -575,7 +605,7 @@ mod tests {
             assert_eq!(found, [(VIDEO, 100), (VIDEO, 104)], "from {first}");
             assert_eq!(scene.nack(&[wire(5)]), (vec![], false));
             assert_eq!(scene.core.counters().unknown, 1);
-            assert_eq!(scene.core.segments.len(), 1);
+            assert_eq!(scene.core.segments.len(), 0, "one, and that is the newest");
         }
     }
 

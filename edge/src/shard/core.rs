@@ -31,7 +31,7 @@ use crate::shard::handshakes::Handshakes;
 use crate::shard::outbox::Outbox;
 use crate::shard::outgoing::Outgoing;
 use crate::shard::paths::Transports;
-use crate::shard::peer::{Peer, PeerParts, REPORT_INTERVAL};
+use crate::shard::peer::{Peer, PeerParts};
 use crate::shard::stream::{SharedRings, Stream};
 use crate::shard::wheel::Wheel;
 use crate::shard::{Credentials, EndReason, Gone, Join, JoinError, ViewerId, ViewerState};
@@ -426,9 +426,8 @@ impl Core {
                 peer.flush_dtls(path, outbox);
             }
             if peer.next_report.is_some_and(|at| at <= now) {
-                peer.next_report = Some(now + REPORT_INTERVAL);
                 if let Some(stream) = self.streams.get(&peer.stream) {
-                    peer.report(wall, &stream.timeline, false, outbox);
+                    peer.report(now, wall, &stream.timeline, outbox);
                 }
             }
             if peer.catch_up_at.is_some_and(|at| at <= now) {
@@ -503,7 +502,7 @@ impl Core {
         if let Some(stream) = self.streams.get_mut(&peer.stream) {
             // Who went already got his goodbye; to the others it is the end of media and of consent.
             if !matches!(reason, EndReason::Closed | EndReason::Expired) {
-                peer.report(wall, &stream.timeline, true, outbox);
+                peer.say_goodbye(wall, &stream.timeline, outbox);
             }
             stream.peers.retain(|other| *other != slot);
             last = stream.peers.is_empty();

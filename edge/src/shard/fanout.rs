@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use headwater_media::id::{Bitrate, StreamName, TrackId};
 use headwater_media::rtp::batch::PacketBatch;
 use headwater_media::rtp::ring::PacketRing;
+use headwater_media::time::WallTime;
 use headwater_media::unit::MediaKind;
+use slab::Slab;
 use smallvec::SmallVec;
 
 use crate::shard::ViewerId;
@@ -18,6 +20,7 @@ use crate::shard::core::Core;
 use crate::shard::outbox::Outbox;
 use crate::shard::outgoing::{Allowance, Left, wire_bytes};
 use crate::shard::peer::Peer;
+use crate::shard::prefetch::prefetch;
 use crate::shard::stream::Stream;
 
 /// Viewers served between two looks at the clock (count): about 100 µs of sealing at six packets a picture.
@@ -37,6 +40,9 @@ const BEHIND_KEYFRAME_MAX: Duration = Duration::from_millis(100);
 /// Pictures that would take longer than this to leave are given up: the link does not carry the rendition, and what comes that late is of
 /// no use to anybody.
 const QUEUE_MAX: Duration = Duration::from_secs(1);
+
+/// How many viewers ahead memory is asked for, and then again what that refers to (count).
+const AHEAD: usize = 3;
 
 /// Jobs waiting (count). Each batch makes one; past this the shard is hopelessly behind, and viewers are brought up from the ring by
 /// the jobs that come later.
@@ -123,7 +129,7 @@ impl Core {
     }
 
     /// Does a piece of work of bounded size. Returns whether there is more.
-    pub(crate) fn handle_job(&mut self, now: Instant, outbox: &mut Outbox) -> bool {
+    pub(crate) fn handle_job(&mut self, now: Instant, wall: WallTime, outbox: &mut Outbox) -> bool {
         let (job, audio) = match self.audio_jobs.pop_front() {
             Some(job) => (Some(job), true),
             None => (self.video_jobs.pop_front(), false),
@@ -136,7 +142,7 @@ impl Core {
                 start,
                 visited,
             }) => {
-                let visited = self.send_chunk(now, &stream, &batch, start, visited, outbox);
+                let visited = self.send_chunk((now, wall), &stream, &batch, start, visited, outbox);
                 if visited.is_none() {
                     self.sent.finished.push(arrived);
                 }
@@ -226,7 +232,7 @@ impl Core {
     /// Sends a batch to the next viewers. Returns how many were visited, `None` when all were.
     fn send_chunk(
         &mut self,
-        now: Instant,
+        (now, wall): (Instant, WallTime),
         name: &StreamName,
         batch: &PacketBatch,
         start: usize,
@@ -239,6 +245,7 @@ impl Core {
         let end = count.min(visited + CHUNK);
         let mut paused: SmallVec<[usize; CHUNK]> = SmallVec::new();
         for i in visited..end {
+            prefetch_ahead(&self.peers, stream, start + i);
             let slot = stream.peers[(start + i) % count];
             let Some(peer) = self.peers.get_mut(slot) else {
                 continue;
@@ -304,6 +311,9 @@ impl Core {
             };
             let left = peer.send(now, kind, batch, 0, allowance, outbox);
             self.sent.add(kind, left);
+            if peer.may_report(now, kind) {
+                peer.report(now, wall, &stream.timeline, outbox);
+            }
             if video && left.packets < batch.len() as u64 && !peer.catching_up {
                 // The rest of it, and what follows, leaves at the viewer's pace.
                 peer.catching_up = true;
@@ -377,6 +387,20 @@ impl Core {
             self.sent.waited.push(now.saturating_duration_since(since));
         }
         None
+    }
+}
+
+/// Asks for the state of the viewers whose turn is soon: of the further ones their own, of the nearer ones what that refers to.
+fn prefetch_ahead(peers: &Slab<Peer>, stream: &Stream, i: usize) {
+    let peer = |ahead: usize| {
+        let slot = stream.peers.get((i + ahead) % stream.peers.len())?;
+        peers.get(*slot)
+    };
+    if let Some(far) = peer(2 * AHEAD) {
+        prefetch(far);
+    }
+    if let Some(near) = peer(AHEAD) {
+        near.prefetch();
     }
 }
 

@@ -15,7 +15,7 @@ use crate::metrics::HANDSHAKES;
 use crate::shard::core::{Core, Event};
 use crate::shard::feedback::Sample;
 use crate::shard::outbox::Outbox;
-use crate::shard::peer::{Peer, REPORT_INTERVAL};
+use crate::shard::peer::Peer;
 use crate::shard::{EndReason, ViewerId, ViewerState};
 use crate::transport::dtls;
 
@@ -112,13 +112,12 @@ impl Core {
             Ok(Some(dtls::Event::Connected(session))) => {
                 counter!(HANDSHAKES, "profile" => session.profile().as_str()).increment(1);
                 let viewer = peer.id;
-                peer.session = Some(session);
+                peer.session = Some(*session);
                 peer.ice.handle_connected();
-                peer.next_report = Some(now + REPORT_INTERVAL);
                 peer.set_state(ViewerState::Connected);
                 // The first report goes ahead of the first packets, so that lip sync holds from the first frame.
                 if let Some(stream) = self.streams.get(&peer.stream) {
-                    peer.report(wall, &stream.timeline, false, outbox);
+                    peer.report(now, wall, &stream.timeline, outbox);
                 }
                 self.events.push_back(Event::Connected { viewer });
                 if let Some(took) = peer.dtls.answered_within() {

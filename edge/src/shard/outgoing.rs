@@ -21,6 +21,7 @@ use headwater_media::time::{MediaTime, WallTime};
 use headwater_media::unit::MediaKind;
 
 use crate::shard::outbox::Outbox;
+use crate::shard::prefetch::prefetch;
 use crate::shard::stream::Rings;
 use crate::transport::srtp;
 
@@ -180,6 +181,13 @@ impl Outgoing {
     /// header extensions would repeat an AES-GCM nonce.
     pub(crate) fn retransmitter(&self) -> Option<Rc<RefCell<Retransmitter>>> {
         self.rtx.as_ref().map(|rtx| Rc::clone(&rtx.core))
+    }
+
+    /// Asks for what sending touches behind this structure.
+    pub(super) fn prefetch(&self) {
+        if let Some(rtx) = &self.rtx {
+            prefetch(&*rtx.core);
+        }
     }
 
     /// Sends packets of `batch`, from its `first`th on, and moves on behind them.

@@ -16,15 +16,21 @@ use headwater_media::rtx::Resend;
 use headwater_media::time::WallTime;
 use headwater_media::unit::MediaKind;
 
+use smallvec::SmallVec;
+
 use crate::registry::ReplicaHandle;
 use crate::shard::outbox::Outbox;
 use crate::shard::outgoing::{Allowance, Left, Numbers, Outgoing, Wire, wire_bytes};
+use crate::shard::prefetch::prefetch;
 use crate::shard::stream::{Rings, Timeline};
 use crate::shard::{Counters, ViewerId, ViewerState};
 use crate::transport::{dtls, srtp};
 
-/// How often a sender report leaves.
-pub(crate) const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// How long after one the next sender report leaves at the latest: less than a second (conformance of players that wait for it).
+pub(crate) const REPORT_INTERVAL: Duration = Duration::from_millis(950);
+
+/// How much sooner it may leave, when it can ride in one message with a packet of sound.
+const REPORT_EARLY: Duration = Duration::from_millis(200);
 
 /// One viewer.
 pub(crate) struct Peer {
@@ -35,7 +41,7 @@ pub(crate) struct Peer {
     /// Its DTLS datagrams that wait for their turn (count).
     pub(crate) handshakes_waiting: u8,
     /// Present once the handshake is complete.
-    pub(crate) session: Option<Box<srtp::Session>>,
+    pub(crate) session: Option<srtp::Session>,
     pub(crate) video: Option<Outgoing>,
     pub(crate) audio: Option<Outgoing>,
     /// The CNAME of all our SSRCs, as the answer has it: it binds them for lip sync (RFC 3550 section 6.5.1).
@@ -121,6 +127,14 @@ impl Peer {
     /// Media can be sent: the handshake is complete, and there is a path.
     pub(crate) fn is_reachable(&self) -> bool {
         self.session.is_some() && self.ice.selected().is_some()
+    }
+
+    /// Asks for what sending touches behind this structure.
+    pub(super) fn prefetch(&self) {
+        prefetch(&self.counters.packets);
+        for outgoing in [&self.video, &self.audio].into_iter().flatten() {
+            outgoing.prefetch();
+        }
     }
 
     /// The RTP stream of a kind.
@@ -230,31 +244,50 @@ impl Peer {
         left
     }
 
-    /// Sends a sender report for each RTP stream (RFC 3550 section 6.4.1), if the stream's timeline is known, with a BYE when `bye`.
+    /// A sender report may leave now, behind a packet of this kind.
+    pub(crate) fn may_report(&self, now: Instant, behind: MediaKind) -> bool {
+        (behind == MediaKind::Audio || self.audio.is_none())
+            && self.next_report.is_some_and(|at| at <= now + REPORT_EARLY)
+    }
+
+    /// Sends a sender report for each RTP stream (RFC 3550 section 6.4.1), if the stream's timeline is known.
     pub(crate) fn report(
         &mut self,
+        now: Instant,
         wall: WallTime,
         timeline: &Timeline,
-        bye: bool,
         outbox: &mut Outbox,
     ) {
+        self.next_report = Some(now + REPORT_INTERVAL);
+        self.send_report(wall, timeline, false, outbox);
+    }
+
+    /// Sends the last sender reports, with a BYE (RFC 3550 section 6.6).
+    pub(crate) fn say_goodbye(&mut self, wall: WallTime, timeline: &Timeline, outbox: &mut Outbox) {
+        self.send_report(wall, timeline, true, outbox);
+    }
+
+    fn send_report(&mut self, wall: WallTime, timeline: &Timeline, bye: bool, outbox: &mut Outbox) {
         let (Some(session), Some(path)) = (&mut self.session, self.ice.selected()) else {
             return;
         };
         let Some(media_time) = timeline.media_time(wall) else {
             return;
         };
-        for outgoing in [&self.video, &self.audio].into_iter().flatten() {
-            let mut compound = Vec::with_capacity(128);
-            let sender = outgoing.sender_info(wall, media_time);
-            rtcp::write_sender_report(&mut compound, &sender, &self.cname);
+        let outgoings = [&self.video, &self.audio].into_iter().flatten();
+        // One compound for all SSRCs (RFC 8108 section 5.3.1), so that it is one datagram.
+        outbox.push_composed(path, |compound| {
+            let mut ssrcs = SmallVec::<[u32; 2]>::new();
+            for outgoing in outgoings {
+                let sender = outgoing.sender_info(wall, media_time);
+                rtcp::write_sender_report(compound, &sender, &self.cname);
+                ssrcs.push(outgoing.ssrc);
+            }
             if bye {
-                rtcp::write_bye(&mut compound, &[outgoing.ssrc]);
+                rtcp::write_bye(compound, &ssrcs);
             }
-            if session.control.seal(&mut compound).is_ok() {
-                outbox.push(path, &compound);
-            }
-        }
+            session.control.seal(compound).is_ok()
+        });
     }
 
     /// Queues what the DTLS association wants sent.

@@ -274,10 +274,10 @@ impl Shell {
 
     /// Sends media for a slice. Returns whether there is more.
     async fn send_slice(&mut self, outbox: &mut Outbox) -> bool {
-        let now = self.clock.now();
+        let (now, wall) = self.time();
         let end = now + SLICE;
         while self.core.has_jobs() {
-            let more = self.core.handle_job(now, outbox);
+            let more = self.core.handle_job(now, wall, outbox);
             if outbox.is_full() {
                 self.send(outbox).await;
             }

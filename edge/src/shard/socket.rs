@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use metrics::{Counter, counter};
@@ -10,6 +10,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{
     ControlMessage, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg,
 };
+use rustix::net::AddressFamily;
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use smallvec::SmallVec;
 use socket2::{Domain, Protocol, Type};
 use tokio::io::Interest;
@@ -78,8 +80,27 @@ pub(crate) fn bind(
     // Best effort: small buffers cost drops under load, not correctness.
     let _ = socket.set_send_buffer_size(send_buffer_bytes);
     let _ = socket.set_recv_buffer_size(receive_buffer_bytes);
+    // A packet that may not be fragmented needs no number of its own in IPv4, and to find one costs the kernel as much as finding the
+    // route. Paths too narrow for our packets are found out by ICMP, and `send_cut` serves them.
+    let _ = allow_fragments(&socket, false);
     socket.bind(&address.into())?;
     Ok(socket.into())
+}
+
+/// Whether routers, and this machine, may fragment what leaves by `socket`.
+fn allow_fragments(socket: impl AsFd, allowed: bool) -> io::Result<()> {
+    let fd = socket.as_fd();
+    let (v4, v6) = if allowed {
+        (Ipv4PathMtuDiscovery::DONT, Ipv6PathMtuDiscovery::DONT)
+    } else {
+        (Ipv4PathMtuDiscovery::DO, Ipv6PathMtuDiscovery::DO)
+    };
+    if sockopt::socket_domain(fd)? == AddressFamily::INET6 {
+        sockopt::set_ipv6_mtu_discover(fd, v6)?;
+    }
+    // Of an IPv6 socket it holds for the IPv4 addresses mapped into it.
+    sockopt::set_ip_mtu_discover(fd, v4)?;
+    Ok(())
 }
 
 impl Socket {
@@ -178,13 +199,18 @@ impl Socket {
                 }
                 Err(Errno::EINTR) => {}
                 Err(error @ (Errno::EIO | Errno::EINVAL | Errno::EMSGSIZE))
-                    if !self.unsegmented && messages[sent].segment.is_some() =>
+                    if error == Errno::EMSGSIZE
+                        || (!self.unsegmented && messages[sent].segment.is_some()) =>
                 {
-                    // EIO: this interface can't. Else it is the way to this viewer, whose MTU is below a segment: the kernel fragments
-                    // single datagrams there, and the other viewers keep their segmentation.
+                    // EIO: this interface can't. Else it is the way to this viewer, whose MTU is below a segment: its datagrams are
+                    // fragmented, and the other viewers keep their segmentation.
                     let message = &messages[sent];
                     let segment = usize::from(message.segment.unwrap_or(u16::MAX));
-                    if self.send_cut(message, segment, bytes).is_err() {
+                    let narrow = error != Errno::EIO;
+                    let _ = narrow.then(|| allow_fragments(&self.socket, true));
+                    let result = self.send_cut(message, segment, bytes);
+                    let _ = narrow.then(|| allow_fragments(&self.socket, false));
+                    if result.is_err() {
                         counter!(SEND_DROPPED, "reason" => "refused").increment(1);
                     } else if error == Errno::EIO {
                         tracing::warn!(

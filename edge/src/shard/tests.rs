@@ -189,7 +189,8 @@ impl World {
     }
 
     fn work(&mut self) {
-        while self.core.handle_job(self.now, &mut self.outbox) {}
+        let wall = self.wall();
+        while self.core.handle_job(self.now, wall, &mut self.outbox) {}
         self.collect();
     }
 
@@ -413,6 +414,22 @@ impl World {
     }
 }
 
+/// Cuts a compound with a report of each SSRC before each SR.
+fn of_each_ssrc(compound: &[u8]) -> Vec<Vec<u8>> {
+    let mut reports: Vec<Vec<u8>> = Vec::new();
+    let mut rest = compound;
+    while let [_, kind, high, low, ..] = *rest {
+        let words = usize::from(u16::from_be_bytes([high, low]));
+        let (packet, after) = rest.split_at(4 * (words + 1));
+        if kind == 200 {
+            reports.push(Vec::new());
+        }
+        reports.last_mut().unwrap().extend_from_slice(packet);
+        rest = after;
+    }
+    reports
+}
+
 impl Peer {
     fn handle(&mut self, now: Instant, datagram: &[u8]) {
         match datagram[0] {
@@ -425,7 +442,7 @@ impl Peer {
                 let (opener, _) = self.srtp.as_mut().unwrap();
                 if (192..224).contains(&datagram[1]) {
                     let report = opener.decrypt_rtcp(datagram).unwrap();
-                    self.reports.push(report.to_vec());
+                    self.reports.extend(of_each_ssrc(&report));
                 } else {
                     let plain = opener.decrypt_rtp(datagram).unwrap();
                     self.packets.push(Packet::parse(&plain));
@@ -602,7 +619,8 @@ async fn many_viewers_all_get_everything_though_they_come_and_go() {
         sent.extend(payloads(&picture));
         world.core.handle_batch(world.now, &name(), picture);
         // One leaves in the middle of a fan-out.
-        world.core.handle_job(world.now, &mut world.outbox);
+        let wall = world.wall();
+        world.core.handle_job(world.now, wall, &mut world.outbox);
         if i % 10 == 5 {
             let gone = peers.remove(usize::from(i % 3 == 0));
             let wall = world.wall();
@@ -895,9 +913,11 @@ async fn goodbyes_are_said_both_ways() {
         .handle_leave(wall, left.id, EndReason::Left, &mut world.outbox);
     world.collect();
     world.exchange(&mut left);
-    // SR, SDES and then BYE in the last compound of each SSRC.
-    let bye = |report: &Vec<u8>| report[report.len() - 8..report.len() - 6] == [0x81, 203];
-    assert_eq!(left.reports.iter().filter(|r| bye(r)).count(), 2);
+    // A BYE of both SSRCs ends the last compound.
+    let (last, before) = left.reports.split_last().unwrap();
+    assert_eq!(last[last.len() - 12..][..4], [0x82, 203, 0, 2]);
+    let bye = |report: &Vec<u8>| report[report.len() - 12..].starts_with(&[0x82, 203]);
+    assert!(!before.iter().any(bye));
     assert!(left.closed, "a close_notify came");
 
     closed.client.close(world.now);

@@ -96,15 +96,16 @@ pub(crate) enum Error {
     TooManySenders,
 }
 
-/// What a viewer's DTLS handshake yields: how to seal towards it and how to open what it sends.
+/// What a viewer's DTLS handshake yields: how to seal towards it and how to open what it sends. What every packet needs is inline, beside the
+/// rest of the viewer's state; what a second needs once is not.
 #[derive(Debug)]
 pub(crate) struct Session {
     /// Seals RTP.
     pub(crate) media: Sealer,
     /// Seals RTCP.
-    pub(crate) control: ControlSealer,
+    pub(crate) control: Box<ControlSealer>,
     /// Opens RTCP.
-    pub(crate) feedback: ControlOpener,
+    pub(crate) feedback: Box<ControlOpener>,
 }
 
 impl Session {
@@ -119,14 +120,14 @@ impl Session {
             media: Sealer {
                 keys: Keys::derive(profile, &ours, &Labels::RTP),
             },
-            control: ControlSealer {
+            control: Box::new(ControlSealer {
                 keys: Keys::derive(profile, &ours, &Labels::RTCP),
                 index: 0,
-            },
-            feedback: ControlOpener {
+            }),
+            feedback: Box::new(ControlOpener {
                 keys: Keys::derive(profile, &theirs, &Labels::RTCP),
                 senders: SmallVec::new(),
-            },
+            }),
         })
     }
 
@@ -204,7 +205,7 @@ impl Master {
 /// Session keys of one direction and one protocol.
 enum Keys {
     Gcm {
-        key: Box<aead::LessSafeKey>,
+        key: aead::LessSafeKey,
         salt: [u8; 12],
     },
     Cm {
@@ -233,7 +234,7 @@ impl Keys {
                 let key = aead::UnboundKey::new(&aead::AES_128_GCM, &key)
                     .expect("16 bytes are an AES-128 key");
                 Self::Gcm {
-                    key: Box::new(aead::LessSafeKey::new(key)),
+                    key: aead::LessSafeKey::new(key),
                     salt,
                 }
             }
@@ -610,9 +611,9 @@ mod tests {
         let key: [u8; 16] = hex("000102030405060708090a0b0c0d0e0f").try_into().unwrap();
         let sealer = Sealer {
             keys: Keys::Gcm {
-                key: Box::new(aead::LessSafeKey::new(
+                key: aead::LessSafeKey::new(
                     aead::UnboundKey::new(&aead::AES_128_GCM, &key).unwrap(),
-                )),
+                ),
                 salt: hex("517569642070726f2071756f").try_into().unwrap(),
             },
         };

@@ -74,7 +74,10 @@ impl Crowd {
         let mut packets = 0;
         while let Some(batch) = self.batches.pop_front() {
             world.core.handle_batch(world.now, &self.name, batch);
-            while world.core.handle_job(world.now, &mut world.outbox) {
+            while world
+                .core
+                .handle_job(world.now, world.wall(), &mut world.outbox)
+            {
                 if world.outbox.is_full() {
                     world.outbox.messages();
                     world.outbox.clear();
