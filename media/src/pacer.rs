@@ -7,7 +7,7 @@
 //! | viewer | at the live edge | while it runs up to the live edge ([`Pacer::handle_start`]) |
 //! |---|---|---|
 //! | tells when packets arrive (transport-cc) | 1.5 × estimate; 2.5 × the rendition before the first one | the estimate itself; 2.5 × the rendition before the first one |
-//! | does not | not paced | 2.5 × the rendition, after 500 ms doubled every 250 ms until it reports losses |
+//! | does not | not paced | 1.75 × the rendition, after 2 s a quarter more every 500 ms until it reports losses |
 
 use std::time::{Duration, Instant};
 
@@ -28,10 +28,13 @@ const MEDIA_RATE_ASSUMED: u64 = 2_000_000;
 /// The rate at which a viewer without feedback runs up at most (bits per second): a receiver with the kernel's default buffer of
 /// 208 kB loses packets when more comes before it is scheduled.
 const UNINFORMED_RATE_MAX: u64 = 64_000_000;
-/// How long a viewer without feedback must be silent about losses before its rate doubles for the first time, and then again. Until a full
-/// queue is heard of, a round trip passes and a second's worth of a slow link may be lost; a GOP of two seconds is through before.
-const DOUBLING_AFTER: Duration = Duration::from_millis(500);
-const DOUBLING: Duration = Duration::from_millis(250);
+/// How long a viewer without feedback must be silent about losses before its rate grows by a quarter for the first time, and then again. A
+/// GOP of two seconds is through before, no faster than a link can carry that has room for little more than the rendition; of a longer
+/// one little is lost until a full queue is heard of.
+const GROWTH_AFTER: Duration = Duration::from_secs(2);
+const GROWTH: Duration = Duration::from_millis(500);
+/// Steps after which any rate has reached [`UNINFORMED_RATE_MAX`].
+const GROWTH_STEPS_MAX: u128 = 32;
 /// How long nothing more is sent to a viewer without feedback when it reports the first losses, so that the queue in its network drains: what
 /// home routers hold.
 const DRAIN: Duration = Duration::from_millis(250);
@@ -89,11 +92,13 @@ impl Pacer {
     pub fn handle_start(&mut self, now: Instant, keyframe_bytes: u64) {
         self.refill(now);
         self.start = Some(now);
-        let free = if self.informed {
-            self.burst_bytes(now)
-        } else {
-            keyframe_bytes.max(self.burst_bytes(now))
-        };
+        let burst = self.burst_bytes(now);
+        let mut free = burst;
+        if let (false, Some(Bitrate(rate))) = (self.informed, self.rate(now)) {
+            free = keyframe_bytes.max(burst);
+            // It stands in the queue of a slow link until then.
+            self.at = now + time_of(free, rate);
+        }
         self.budget_bytes = self
             .budget_bytes
             .max(i64::try_from(free).unwrap_or(i64::MAX));
@@ -112,6 +117,8 @@ impl Pacer {
         }
         let first = !self.is_congested(now);
         self.congested = Some(now);
+        // It has to be silent anew before more is tried.
+        self.start = Some(now);
         if let Some(Bitrate(rate)) = self.rate(now).filter(|_| first) {
             let drain = i64::try_from(bytes_in(rate, DRAIN)).unwrap_or(i64::MAX);
             self.budget_bytes = self.budget_bytes.min(0).saturating_sub(drain);
@@ -137,15 +144,14 @@ impl Pacer {
             (false, None, _) => return None,
             (false, Some(_), _) if self.is_congested(now) => self.media_rate.saturating_mul(5) / 4,
             (false, Some(start), _) => {
-                let elapsed = now.saturating_duration_since(start);
-                let doublings = match elapsed.checked_sub(DOUBLING_AFTER) {
-                    Some(silent) => 1 + silent.as_millis() / DOUBLING.as_millis(),
+                let first = self.media_rate.saturating_mul(7) / 4;
+                let silent = now.saturating_duration_since(start);
+                let steps = match silent.checked_sub(GROWTH_AFTER) {
+                    Some(more) => 1 + more.as_millis() / GROWTH.as_millis(),
                     None => 0,
                 };
-                let doublings = u32::try_from(doublings).unwrap_or(u32::MAX).min(16);
-                first
-                    .saturating_mul(1 << doublings)
-                    .min(UNINFORMED_RATE_MAX.max(first))
+                let most = UNINFORMED_RATE_MAX.max(first);
+                (0..steps.min(GROWTH_STEPS_MAX)).fold(first, |rate, _| most.min(rate / 4 * 5))
             }
             (true, _, None) => first,
             (true, start, Some(estimate)) => {
@@ -195,7 +201,7 @@ impl Pacer {
         let piece = bytes_in(rate, PIECE).max(BURST_BYTES_MIN);
         let missing = i64::try_from(piece).unwrap_or(i64::MAX) - self.budget_bytes;
         let missing = u64::try_from(missing).unwrap_or(0);
-        now + time_of(missing, rate)
+        self.at.max(now) + time_of(missing, rate)
     }
 
     /// How long it takes until `bytes` have left at the present rate.
@@ -299,15 +305,26 @@ mod tests {
         assert_eq!(pacer.allowance(now), u64::MAX);
         pacer.handle_start(now, 60_000);
         assert_eq!(pacer.allowance(now), 60_000);
-        assert_eq!(rate(&pacer, now), Some(5_000_000));
-        let later = now + Duration::from_millis(800);
-        assert_eq!(rate(&pacer, later), Some(20_000_000));
+        assert_eq!(rate(&pacer, now), Some(3_500_000));
+        // Until the keyframe is through a link that carries no more, nothing follows it.
+        pacer.handle_sent(now, 60_000);
+        let through = pacer.next_at(now);
+        assert!(
+            through > now + Duration::from_micros(137_142),
+            "{through:?}"
+        );
+        assert_eq!(pacer.allowance(now + Duration::from_millis(130)), 0);
+        let later = now + Duration::from_millis(2600);
+        assert_eq!(rate(&pacer, later), Some(3_500_000 * 25 / 16));
         assert_eq!(
-            rate(&pacer, now + Duration::from_secs(9)),
+            rate(&pacer, now + Duration::from_secs(60)),
             Some(UNINFORMED_RATE_MAX)
         );
         pacer.handle_losses(later);
         assert_eq!(rate(&pacer, later), Some(2_500_000));
+        // After a while it tries again, from the beginning.
+        let again = rate(&pacer, later + Duration::from_millis(4100));
+        assert!(again > Some(10_000_000), "{again:?}");
         // It is remembered, though it waits for a keyframe meanwhile and is not paced.
         pacer.handle_caught_up();
         assert_eq!(rate(&pacer, later), None);

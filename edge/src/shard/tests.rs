@@ -579,7 +579,7 @@ async fn a_gop_comes_in_pieces_that_a_small_receive_buffer_holds() {
         world.exchange(&mut peer);
         largest = largest.max(peer.of(VIDEO_SSRC).len() - before);
         turns += 1;
-        assert!(turns < 500, "it arrives within a second");
+        assert!(turns < 1000, "it arrives within the time of the GOP");
     }
     assert!(total > 300, "a burst that would overflow: {total}");
     // A piece, and the keyframe that may end it.

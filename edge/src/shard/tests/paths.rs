@@ -258,7 +258,7 @@ async fn a_viewer_whose_connection_closed_comes_back_by_another_at_the_newest_ke
     peer.path = Path::tcp(at(2));
     world.check(&peer);
     world.work();
-    world.pass(Duration::from_millis(400));
+    world.pass(Duration::from_secs(1));
     world.play(1);
     world.exchange(&mut peer);
     let video = peer.of(VIDEO_SSRC);
