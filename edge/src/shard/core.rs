@@ -425,10 +425,10 @@ impl Core {
                 }
                 peer.flush_dtls(path, outbox);
             }
-            if peer.next_report.is_some_and(|at| at <= now) {
-                if let Some(stream) = self.streams.get(&peer.stream) {
-                    peer.report(now, wall, &stream.timeline, outbox);
-                }
+            if peer.next_report.is_some_and(|at| at <= now)
+                && let Some(stream) = self.streams.get(&peer.stream)
+            {
+                peer.report(now, wall, &stream.timeline, outbox);
             }
             if peer.catch_up_at.is_some_and(|at| at <= now) {
                 peer.catch_up_at = None;

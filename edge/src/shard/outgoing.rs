@@ -28,6 +28,16 @@ use crate::transport::srtp;
 /// The RTP clock of video (RFC 6184 section 8.2.1).
 const VIDEO_CLOCK_HZ: u32 = 90_000;
 
+/// The playout delay of pictures that run up to the live edge (units of 10 ms): none is asked for, and a bound this low makes libwebrtc show pictures
+/// as they come. By their timestamps they are seconds early, and after a step to a newer keyframe it would hold the next one back.
+const RUN_UP_PLAYOUT_DELAY: (u16, u16) = (0, 40);
+/// What libwebrtc assumes where nothing is said.
+const PLAYOUT_DELAY: (u16, u16) = (0, 1000);
+/// Access units after the run-up in which that still holds (count): as long as libwebrtc takes to forget how timestamps went before.
+const UNITS_AFTER_RUN_UP: u64 = 90;
+/// Access units after those in which it is taken back (count): any of them may be lost.
+const UNITS_OF_RETURN: u64 = 60;
+
 /// The mid and playout-delay extensions are written in the first access units (count): a few seconds, until any viewer has mapped the
 /// SSRC and heard the delay.
 const UNITS_WITH_MID: u64 = 150;
@@ -53,6 +63,8 @@ pub(crate) struct Outgoing {
     /// Index in the track of the next packet to send; `None`: wait for a keyframe.
     pub(crate) position: Option<u64>,
     units: u64,
+    /// How many of them there will be when the effect of the run-up is over.
+    settled_at: u64,
     packets: u32,
     payload_bytes: u32,
 }
@@ -67,6 +79,8 @@ struct Rtx {
 /// What packets to one viewer leave by.
 pub(super) struct Wire<'a> {
     pub(super) now: Instant,
+    /// The viewer runs up to the live edge.
+    pub(super) runs_up: bool,
     pub(super) path: Path,
     pub(super) session: &'a srtp::Session,
     pub(super) numbers: &'a mut Numbers,
@@ -172,6 +186,7 @@ impl Outgoing {
             timestamp_offset: low32(random >> 32),
             position: None,
             units: 0,
+            settled_at: 0,
             packets: 0,
             payload_bytes: 0,
         }
@@ -199,10 +214,11 @@ impl Outgoing {
         allowance: Allowance,
     ) -> Left {
         let early = self.units < UNITS_WITH_MID;
+        let playout_delay = self.playout_delay(wire.runs_up, early || batch.keyframe);
         let template = self.layout.template(&UnitFields {
             timestamp: low32(batch.rtp_time).wrapping_add(self.timestamp_offset),
             capture_time: (batch.ingest_time != WallTime::default()).then_some(batch.ingest_time),
-            playout_delay: self.playout_delay.filter(|_| early || batch.keyframe),
+            playout_delay,
             mid: early,
         });
         let tag_bytes = wire.session.media.tag_bytes();
@@ -263,6 +279,20 @@ impl Outgoing {
             );
         }
         left
+    }
+
+    /// What the packets of the next unit say of the playout delay, if anything.
+    fn playout_delay(&mut self, runs_up: bool, remind: bool) -> Option<(u16, u16)> {
+        if runs_up && self.kind == MediaKind::Video {
+            self.settled_at = self.units + UNITS_AFTER_RUN_UP + UNITS_OF_RETURN;
+        }
+        if self.units + UNITS_OF_RETURN < self.settled_at {
+            return Some(RUN_UP_PLAYOUT_DELAY);
+        }
+        if self.units < self.settled_at {
+            return Some(self.playout_delay.unwrap_or(PLAYOUT_DELAY));
+        }
+        self.playout_delay.filter(|_| remind)
     }
 
     /// Sends packets again, by RTX (RFC 4588): those that the ring still has.

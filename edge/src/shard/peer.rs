@@ -232,6 +232,7 @@ impl Peer {
         };
         let mut wire = Wire {
             now,
+            runs_up: self.pacer.is_starting(),
             path,
             session,
             numbers: &mut self.numbers,

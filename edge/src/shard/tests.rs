@@ -103,6 +103,8 @@ struct Packet {
     timestamp: u32,
     ssrc: u32,
     transport_sequence: Option<u16>,
+    /// As it is on the wire: min and max in units of 10 ms, 12 bits each.
+    playout_delay: Option<u32>,
     payload: Vec<u8>,
 }
 
@@ -468,12 +470,30 @@ impl Packet {
         let word = |at: usize| u32::from_be_bytes(plain[at..at + 4].try_into().unwrap());
         let mut start = 12;
         let mut transport_sequence = None;
+        let mut playout_delay = None;
         if plain[0] & 0x10 != 0 {
-            // The one extension that tests negotiate stands first.
             assert_eq!(plain[12..14], [0xbe, 0xde]);
-            assert_eq!(plain[16] & 0xf, 1, "two bytes");
-            transport_sequence = Some(u16::from_be_bytes([plain[17], plain[18]]));
-            start = 16 + 4 * usize::from(u16::from_be_bytes([plain[14], plain[15]]));
+            let end = 16 + 4 * usize::from(u16::from_be_bytes([plain[14], plain[15]]));
+            start = end;
+            let mut rest = &plain[16..end];
+            while let [head, after @ ..] = rest {
+                let length = if *head == 0 {
+                    0
+                } else {
+                    usize::from(head & 0xf) + 1
+                };
+                let (data, after) = after.split_at(length);
+                match (head >> 4, data) {
+                    (TRANSPORT_SEQUENCE, [high, low]) => {
+                        transport_sequence = Some(u16::from_be_bytes([*high, *low]));
+                    }
+                    (PLAYOUT_DELAY, [a, b, c]) => {
+                        playout_delay = Some(u32::from_be_bytes([0, *a, *b, *c]));
+                    }
+                    _ => {}
+                }
+                rest = after;
+            }
         }
         Self {
             payload_type: plain[1] & 0x7f,
@@ -482,6 +502,7 @@ impl Packet {
             timestamp: word(4),
             ssrc: word(8),
             transport_sequence,
+            playout_delay,
             payload: plain[start..].to_vec(),
         }
     }
@@ -506,6 +527,9 @@ fn assert_continuous(packets: &[&Packet]) {
 const GCM: SrtpProtectionProfile = SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm;
 const CM: SrtpProtectionProfile = SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80;
 const SECOND: Duration = Duration::from_secs(1);
+/// Header extensions, where a test negotiates them.
+const TRANSPORT_SEQUENCE: u8 = 4;
+const PLAYOUT_DELAY: u8 = 5;
 
 #[actix_rt::test]
 async fn a_viewer_gets_the_newest_gop_then_every_unit_with_both_profiles() {

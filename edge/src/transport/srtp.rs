@@ -203,6 +203,10 @@ impl Master {
 }
 
 /// Session keys of one direction and one protocol.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is what nearly all viewers have"
+)]
 enum Keys {
     Gcm {
         key: aead::LessSafeKey,

@@ -73,7 +73,8 @@ impl Scene {
                 .flatten()
             {
                 media.transport_cc = plan.informed;
-                media.extensions.transport_sequence = plan.informed.then_some(4);
+                media.extensions.transport_sequence = plan.informed.then_some(TRANSPORT_SEQUENCE);
+                media.extensions.playout_delay = Some(PLAYOUT_DELAY);
             }
         });
         let backlog: Vec<_> = (0..plan.before).map(|_| world.picture()).collect();
@@ -370,4 +371,36 @@ async fn a_run_up_that_overflowed_is_not_repeated_before_the_next_keyframe() {
         sent.last().unwrap().payload,
         *payloads(&keyframe).last().unwrap()
     );
+}
+
+#[actix_rt::test]
+async fn pictures_of_the_run_up_are_to_be_shown_as_they_come_and_later_ones_when_they_are_due() {
+    let plan = Plan {
+        bits_per_second: 1_500_000,
+        gop: 60,
+        link: link(6_000_000),
+        informed: true,
+        before: 45,
+    };
+    let mut scene = Scene::new(&plan);
+    scene.run(Duration::from_secs(8));
+    let said: Vec<_> = scene
+        .peer
+        .of(VIDEO_SSRC)
+        .iter()
+        .filter(|packet| packet.marker)
+        .map(|packet| packet.playout_delay)
+        .collect();
+    // At once (0 to 400 ms), then libwebrtc's own bounds again (0 to 10 s), then nothing more.
+    let at_once = said.iter().take_while(|said| **said == Some(40)).count();
+    let taken_back = said[at_once..]
+        .iter()
+        .take_while(|said| **said == Some(1000))
+        .count();
+    assert!((90..180).contains(&at_once), "{at_once}");
+    assert_eq!(taken_back, 60);
+    assert!(said[at_once + taken_back..].iter().all(Option::is_none));
+    assert!(said.len() > at_once + taken_back, "{}", said.len());
+    let sound = scene.peer.of(AUDIO_SSRC);
+    assert!(sound.iter().all(|packet| packet.playout_delay.is_none()));
 }
