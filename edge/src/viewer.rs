@@ -227,7 +227,12 @@ impl KeyframeGate {
 
 #[cfg(test)]
 mod tests {
+    use headwater_media::id::Epoch;
+    use headwater_media::rtp::ring::Limits;
+    use headwater_media::track::StreamInfo;
+
     use super::*;
+    use crate::shard::stream::Stream;
 
     #[test]
     fn keyframes_are_granted_at_once_and_ever_more_seldom() {
@@ -242,5 +247,52 @@ mod tests {
         // A quiet minute later it is as at first.
         assert!(gate.handle_request(now + Duration::from_secs(80)));
         assert!(gate.handle_request(now + Duration::from_millis(80_600)));
+    }
+
+    #[actix_rt::test]
+    async fn whoever_keeps_asking_gets_one_gop_for_it() {
+        let (commands, mut asked) = mpsc::channel(64);
+        let info = StreamInfo {
+            name: "live/a".parse().unwrap(),
+            epoch: Epoch(1),
+            tracks: Vec::new(),
+            publishing: true,
+            audio_problem: None,
+            settled: true,
+        };
+        let counters = Arc::new(Counters::default());
+        let links = ViewerActor::launch(
+            ViewerId(1),
+            Retransmitters::default(),
+            Stream::new(Arc::new(info), Limits::default()).rings,
+            Arc::clone(&counters),
+            &Clock::system(),
+            &commands,
+        );
+        for by_viewer in [true, false, true, true, false, true] {
+            links
+                .keyframe
+                .try_send(KeyframeAsked { by_viewer })
+                .unwrap();
+        }
+        links.over.post(Over {
+            reason: EndReason::Left,
+        });
+        drop((links, commands));
+        // They end with their last answer.
+        let mut answers = Vec::new();
+        while let Some(command) = asked.recv().await {
+            answers.push(command);
+        }
+        assert!(
+            matches!(
+                answers[..],
+                [Command::Keyframe {
+                    viewer: ViewerId(1)
+                }]
+            ),
+            "{answers:?}"
+        );
+        assert_eq!(counters.plis.load(Ordering::Relaxed), 4);
     }
 }

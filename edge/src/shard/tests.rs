@@ -2,6 +2,8 @@
 
 #[cfg(test)]
 mod allocations;
+#[cfg(test)]
+mod conformance;
 pub(crate) mod crowd;
 #[cfg(test)]
 mod lifecycle;
@@ -90,6 +92,8 @@ struct Peer {
     srtp: Option<(Context, Context)>,
     packets: Vec<Packet>,
     reports: Vec<Vec<u8>>,
+    /// Of the largest datagram with media (bytes).
+    largest: usize,
     answers: usize,
     closed: bool,
 }
@@ -102,6 +106,8 @@ struct Packet {
     sequence: u16,
     timestamp: u32,
     ssrc: u32,
+    /// Header extension elements (RFC 8285): id and data.
+    extensions: Vec<(u8, Vec<u8>)>,
     transport_sequence: Option<u16>,
     /// As it is on the wire: min and max in units of 10 ms, 12 bits each.
     playout_delay: Option<u32>,
@@ -285,6 +291,7 @@ impl World {
             srtp: None,
             packets: Vec::new(),
             reports: Vec::new(),
+            largest: 0,
             answers: 0,
             closed: false,
         };
@@ -447,6 +454,7 @@ impl Peer {
                     self.reports.extend(of_each_ssrc(&report));
                 } else {
                     let plain = opener.decrypt_rtp(datagram).unwrap();
+                    self.largest = self.largest.max(datagram.len());
                     self.packets.push(Packet::parse(&plain));
                 }
             }
@@ -469,32 +477,32 @@ impl Packet {
         assert_eq!(plain[0] & 0xef, 0x80, "version 2, extensions perhaps");
         let word = |at: usize| u32::from_be_bytes(plain[at..at + 4].try_into().unwrap());
         let mut start = 12;
-        let mut transport_sequence = None;
-        let mut playout_delay = None;
+        let mut extensions = Vec::new();
         if plain[0] & 0x10 != 0 {
-            assert_eq!(plain[12..14], [0xbe, 0xde]);
-            let end = 16 + 4 * usize::from(u16::from_be_bytes([plain[14], plain[15]]));
-            start = end;
-            let mut rest = &plain[16..end];
-            while let [head, after @ ..] = rest {
-                let length = if *head == 0 {
-                    0
+            assert_eq!(plain[12..14], [0xbe, 0xde], "one-byte elements");
+            start = 16 + 4 * usize::from(u16::from_be_bytes([plain[14], plain[15]]));
+            let mut rest = &plain[16..start];
+            while let [head, tail @ ..] = rest {
+                let length = usize::from(head & 0xf) + 1;
+                // A zero is padding.
+                if *head == 0 {
+                    rest = tail;
                 } else {
-                    usize::from(head & 0xf) + 1
-                };
-                let (data, after) = after.split_at(length);
-                match (head >> 4, data) {
-                    (TRANSPORT_SEQUENCE, [high, low]) => {
-                        transport_sequence = Some(u16::from_be_bytes([*high, *low]));
-                    }
-                    (PLAYOUT_DELAY, [a, b, c]) => {
-                        playout_delay = Some(u32::from_be_bytes([0, *a, *b, *c]));
-                    }
-                    _ => {}
+                    extensions.push((head >> 4, tail[..length].to_vec()));
+                    rest = &tail[length..];
                 }
-                rest = after;
             }
         }
+        let of = |wanted: u8| {
+            let mut elements = extensions.iter();
+            elements.find_map(|(id, data)| (*id == wanted).then_some(&data[..]))
+        };
+        let transport_sequence =
+            of(TRANSPORT_SEQUENCE).map(|data| u16::from_be_bytes(data.try_into().unwrap()));
+        let playout_delay = of(PLAYOUT_DELAY).map(|data| match data {
+            [a, b, c] => u32::from_be_bytes([0, *a, *b, *c]),
+            other => panic!("{other:?}"),
+        });
         Self {
             payload_type: plain[1] & 0x7f,
             marker: plain[1] & 0x80 != 0,
@@ -503,6 +511,7 @@ impl Packet {
             ssrc: word(8),
             transport_sequence,
             playout_delay,
+            extensions,
             payload: plain[start..].to_vec(),
         }
     }

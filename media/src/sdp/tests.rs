@@ -384,6 +384,39 @@ fn feedback_and_extensions_are_echoed_only_if_offered() {
 }
 
 #[test]
+fn each_player_may_ask_again_and_gets_copies_from_a_source_of_their_own() {
+    let baseline = stream(vec![video([0x42, 0xc0, 0x1f], false), aac(), opus()]);
+    for (offer, stream, opus) in [(CHROMIUM, usual(), 111), (FIREFOX, baseline, 109)] {
+        let negotiation = negotiate(offer, &stream).expect("accepted");
+        let video = negotiation.negotiated.video.clone().expect("video");
+        let (pt, rtx) = (video.payload_type, video.rtx_payload_type.expect("RTX"));
+        let text = negotiation.answer(&local());
+        for line in [
+            format!("a=rtcp-fb:{pt} nack"),
+            format!("a=rtcp-fb:{pt} nack pli"),
+            format!("a=rtcp-fb:{pt} ccm fir"),
+            format!("a=rtcp-fb:{pt} transport-cc"),
+            format!("a=rtpmap:{rtx} rtx/90000"),
+            format!("a=fmtp:{rtx} apt={pt}"),
+            format!("a=ssrc-group:FID {} {}", video.ssrc, video.rtx_ssrc),
+        ] {
+            assert!(text.contains(&format!("{line}\r\n")), "{line}\n{text}");
+        }
+        assert_ne!(video.ssrc, video.rtx_ssrc);
+        let parameters = |pt: u8| {
+            let head = format!("a=fmtp:{pt} ");
+            let found = text.lines().find_map(|line| line.strip_prefix(&head));
+            found.expect("parameters").split(';').collect::<Vec<_>>()
+        };
+        // One profile is agreed on, in the one mode that we speak, and sound may carry its own repairs.
+        assert!(parameters(pt).contains(&"packetization-mode=1"));
+        let profile = |parameter: &&&str| parameter.starts_with("profile-level-id=");
+        assert_eq!(parameters(pt).iter().filter(profile).count(), 1);
+        assert!(parameters(opus).contains(&"useinbandfec=1"));
+    }
+}
+
+#[test]
 fn offers_without_what_a_connection_needs_are_refused() {
     let check = |from: &str, to: &str, part: &str| {
         let error = Offer::parse(&CHROMIUM.replace(from, to)).expect_err("refused");
