@@ -8,6 +8,8 @@ use super::*;
 
 /// How often a browser tells what arrived.
 const FEEDBACK: Duration = Duration::from_millis(100);
+/// How often it shows that it still agrees to receive.
+const CHECK: Duration = Duration::from_millis(2500);
 const PICTURE: Duration = Duration::from_micros(33_333);
 const STEP: Duration = Duration::from_millis(1);
 
@@ -21,11 +23,19 @@ struct Scene {
     began: Instant,
     next_picture: Instant,
     pictures_sent: u32,
+    check_at: Instant,
     feedback_at: Instant,
     feedback_count: u8,
     /// Transport-wide sequence numbers and arrivals that are still to be told.
     untold: Vec<(u16, Instant)>,
+    untold_bytes: u64,
     told: Option<u16>,
+    /// Packets told of as arrived, and what was heard of them.
+    told_packets: u64,
+    told_bytes: u64,
+    heard_packets: u64,
+    heard_bytes: u64,
+    heard_lost: u64,
     /// Number and arrival of each picture, in the order they arrived.
     shown: Vec<(u64, Instant)>,
     /// Number of the picture that is arriving.
@@ -91,10 +101,17 @@ impl Scene {
             began: now,
             next_picture: now,
             pictures_sent: plan.before,
+            check_at: now + CHECK,
             feedback_at: now + FEEDBACK,
             feedback_count: 0,
             untold: Vec::new(),
+            untold_bytes: 0,
             told: None,
+            told_packets: 0,
+            told_bytes: 0,
+            heard_packets: 0,
+            heard_bytes: 0,
+            heard_lost: 0,
             shown: Vec::new(),
             arriving: None,
             next_sequence: None,
@@ -113,6 +130,10 @@ impl Scene {
                 self.pictures_sent += 1;
                 let picture = self.world.picture();
                 self.world.send(picture);
+            }
+            if now >= self.check_at {
+                self.check_at = now + CHECK;
+                self.world.check(&self.peer);
             }
             self.world.work();
             while let Some((to, datagram)) = self.world.wire.pop_front() {
@@ -139,6 +160,7 @@ impl Scene {
         };
         if let Some(number) = packet.transport_sequence {
             self.untold.push((number, at));
+            self.untold_bytes += datagram.len() as u64;
         }
         if packet.ssrc != VIDEO_SSRC {
             return;
@@ -164,6 +186,8 @@ impl Scene {
         let reference = u32::try_from(reference.as_millis() / 64).unwrap();
         let mut last = u64::from(reference) * 64_000;
         let count = self.untold.last().unwrap().0.wrapping_sub(base) + 1;
+        self.told_packets += self.untold.len() as u64;
+        self.told_bytes += std::mem::take(&mut self.untold_bytes);
         let mut chunks: Vec<u16> = Vec::new();
         let mut deltas = Vec::new();
         for (number, at) in self.untold.drain(..) {
@@ -198,15 +222,19 @@ impl Scene {
     /// What the viewer's actor does with it.
     fn measure(&mut self) {
         for event in std::mem::take(&mut self.world.events) {
-            if let Event::Measured {
+            let Event::Measured {
                 sample: Sample::Arrivals(arrivals),
                 ..
             } = event
-                && let Some(estimate) = self.estimator.handle_arrivals(self.world.now, &arrivals)
-            {
-                self.world
-                    .core
-                    .handle_estimate(self.world.now, self.peer.id, estimate);
+            else {
+                continue;
+            };
+            self.heard_packets += u64::from(arrivals.received);
+            self.heard_lost += u64::from(arrivals.lost);
+            self.heard_bytes += arrivals.bytes;
+            let now = self.world.now;
+            if let Some(estimate) = self.estimator.handle_arrivals(now, &arrivals) {
+                self.world.core.handle_estimate(now, self.peer.id, estimate);
             }
         }
     }
@@ -403,4 +431,76 @@ async fn pictures_of_the_run_up_are_to_be_shown_as_they_come_and_later_ones_when
     assert!(said.len() > at_once + taken_back, "{}", said.len());
     let sound = scene.peer.of(AUDIO_SSRC);
     assert!(sound.iter().all(|packet| packet.playout_delay.is_none()));
+}
+
+#[actix_rt::test]
+async fn pictures_leave_at_the_pace_of_a_link_that_changes() {
+    let plan = Plan {
+        bits_per_second: 1_500_000,
+        gop: 60,
+        link: link(20_000_000),
+        informed: true,
+        before: 62,
+    };
+    let mut scene = Scene::new(&plan);
+    let slot = scene.world.core.slot(scene.peer.id).unwrap();
+    let pace = |scene: &Scene| {
+        let pacer = &scene.world.core.peers[slot].pacer;
+        pacer.rate(scene.world.now).unwrap().0
+    };
+    let unknown = pace(&scene);
+    scene.run(Duration::from_secs(8));
+    let wide = pace(&scene);
+    assert!(wide > unknown, "{wide}");
+
+    let now = scene.world.now;
+    scene.link = Link::new(link(2_500_000), 4, now);
+    scene.run(Duration::from_secs(10));
+    let narrow = pace(&scene);
+    assert!(narrow < wide / 2, "{narrow} after {wide}");
+    // Nothing is lost for it, and keyframes of up to 81 kB, 260 ms of this link, don't stand there whole.
+    scene.longest_queue = Duration::ZERO;
+    scene.run(Duration::from_secs(6));
+    let queue = scene.longest_queue;
+    assert!(queue < Duration::from_millis(150), "{queue:?}");
+
+    let now = scene.world.now;
+    scene.link = Link::new(link(20_000_000), 5, now);
+    scene.run(Duration::from_secs(15));
+    let again = pace(&scene);
+    assert!(again > narrow * 2, "{again} after {narrow}");
+}
+
+#[actix_rt::test]
+async fn feedback_is_understood_across_the_wrap_of_transport_wide_numbers() {
+    let plan = Plan {
+        bits_per_second: 6_000_000,
+        gop: 60,
+        link: Conditions::default(),
+        informed: true,
+        before: 1,
+    };
+    let mut scene = Scene::new(&plan);
+    while scene.told_packets < 70_000 {
+        let before = (scene.told_packets, scene.heard_packets);
+        scene.run(SECOND);
+        assert!(scene.told_packets > before.0, "it goes on: {before:?}");
+        assert_eq!(scene.heard_packets, scene.told_packets);
+        // Each was recognised as the packet that it is.
+        assert_eq!(scene.heard_bytes, scene.told_bytes);
+        assert_eq!(scene.heard_lost, 0);
+        let late = scene.lateness();
+        // A keyframe of 325 kB, paced.
+        assert!(late < Duration::from_millis(300), "{late:?}");
+        // What was looked at is not kept.
+        scene.peer.packets.clear();
+        let old = scene.shown.len().saturating_sub(40);
+        scene.shown.drain(..old);
+    }
+    // Without the wrap's packets taken for others, the link is still as wide as it is.
+    let estimate = scene.estimator.estimate().unwrap();
+    assert!(
+        !estimate.overused && estimate.rate.0 > 6_000_000,
+        "{estimate:?}"
+    );
 }
