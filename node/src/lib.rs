@@ -7,9 +7,11 @@
 //! | [`clock`], [`backoff`] | the one place that reads the time; waits between attempts |
 //! | [`config`], [`auth`] | layers of settings; static tokens |
 //! | [`directory`], [`announce`] | who is alive, who owns which stream; this node's record |
+//! | [`listen`], [`address`] | TCP ports; what an address is counted by |
 //! | [`admin`], [`telemetry`], [`drain`] | health, metrics and API; logs; stopping |
 
 pub mod actor;
+pub mod address;
 pub mod admin;
 pub mod announce;
 pub mod auth;
@@ -18,6 +20,7 @@ pub mod clock;
 pub mod config;
 pub mod directory;
 pub mod drain;
+pub mod listen;
 pub mod node;
 pub mod telemetry;
 

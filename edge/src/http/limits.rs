@@ -1,10 +1,11 @@
 //! What one address may ask for: a token bucket per address, in a table that can't grow without end.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use headwater_node::address::network_of;
 use serde::{Deserialize, Serialize};
 
 /// Limits of the edge's HTTP side, `[edge.limits]`.
@@ -99,7 +100,7 @@ impl Limiter {
             return true;
         }
         let (rate, burst) = (self.rate, self.burst);
-        let key = key(address);
+        let key = network_of(address);
         let full = Bucket {
             tokens: burst,
             at: now,
@@ -173,7 +174,7 @@ impl Connections {
     /// Counts a connection; none if its address has as many as it may.
     pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Counted> {
         let free = self.per_address == 0 || (address.is_loopback() && !self.loopback);
-        let address = key(address);
+        let address = network_of(address);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.entry(address).or_default();
         if *count >= self.per_address && !free {
@@ -201,20 +202,6 @@ impl Drop for Counted {
                 open.remove(&self.address);
             }
         }
-    }
-}
-
-/// One subscriber usually has a whole IPv6 /64.
-fn key(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-            Some(v4) => IpAddr::V4(v4),
-            None => {
-                let [a, b, c, d, ..] = v6.segments();
-                IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
-            }
-        },
     }
 }
 

@@ -10,8 +10,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use headwater_node::listen;
 use metrics::counter;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -24,9 +25,6 @@ use crate::shard::Shards;
 use crate::shard::connection::{self, Claimed};
 use crate::transport::framing::Frames;
 use crate::transport::stun;
-
-/// Connections that the kernel holds for us (count).
-const BACKLOG: i32 = 1024;
 
 /// Connections that haven't named a viewer yet (count), in all and of one address (IPv6: of one /64). A viewer needs a round trip, so
 /// these are thousands of joins a second, and a NAT with hundreds of viewers behind it.
@@ -47,7 +45,7 @@ const UNSENT_BYTES_MAX: u32 = 32 << 10;
 #[derive(Debug)]
 pub(crate) struct Listener {
     address: SocketAddr,
-    socket: Socket,
+    socket: std::net::TcpListener,
 }
 
 /// A port that is served. Dropping it closes the port; connections that are claimed stay with their shards.
@@ -63,24 +61,9 @@ impl Listener {
     /// # Errors
     /// If it can't be had.
     pub(crate) fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
-        if address.is_ipv6() {
-            socket.set_only_v6(false)?;
-        }
-        socket.set_nonblocking(true)?;
-        // Connections of the process before us may linger.
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
         // Who comes before the shards are there waits in the kernel.
-        socket.listen(BACKLOG)?;
-        let address = socket
-            .local_addr()?
-            .as_socket()
-            .ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let socket = listen::tcp(address)?;
+        let address = socket.local_addr()?;
         Ok(Self { address, socket })
     }
 
@@ -98,7 +81,7 @@ impl Listener {
         let _runtime = io.enter();
         let stop = CancellationToken::new();
         let acceptor = Acceptor {
-            listener: TcpListener::from_std(socket.into())?,
+            listener: TcpListener::from_std(socket)?,
             shards,
             unclaimed: Arc::new(Semaphore::new(UNCLAIMED_MAX)),
             addresses: Arc::new(limits::Connections::up_to(UNCLAIMED_PER_ADDRESS)),

@@ -4,14 +4,14 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use headwater_node::Node;
 use headwater_node::auth::Token;
+use headwater_node::{Node, address, listen};
 use metrics::{counter, gauge};
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,8 +21,6 @@ use super::session::{self, Context};
 use super::{Config, metrics as names};
 use crate::registry::Registry;
 
-/// Connections that the kernel holds for us (count).
-const BACKLOG: i32 = 1024;
 /// Pause after a failed accept: what fails is the process's file descriptors, and they need time to come free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Unacknowledged data or keepalives older than this end a connection (RFC 5482): the half-open ones that a
@@ -52,9 +50,9 @@ impl Listener {
         node: &Node,
     ) -> io::Result<Self> {
         names::describe();
-        let socket = open(config.listen)?;
+        let socket = listen::tcp(config.listen)?;
         let _runtime = node.io.enter();
-        let listener = TcpListener::from_std(socket.into())?;
+        let listener = TcpListener::from_std(socket)?;
         let address = listener.local_addr()?;
         let stop = node.shutdown.child_token();
         let tasks = TaskTracker::new();
@@ -182,7 +180,7 @@ struct Slot {
 
 impl Slots {
     fn take(slots: &Arc<Self>, ip: IpAddr) -> Result<Slot, &'static str> {
-        let ip = group(ip);
+        let ip = address::network_of(ip);
         let mut taken = slots.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if taken.total >= slots.total_max {
             return Err("total");
@@ -217,31 +215,6 @@ impl Drop for Slot {
         }
         gauge!(names::CONNECTIONS).decrement(1);
     }
-}
-
-/// The unit in which addresses are counted: an IPv6 host has a whole /64 at its disposal.
-fn group(ip: IpAddr) -> IpAddr {
-    match ip {
-        IpAddr::V4(_) => ip,
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-    }
-}
-
-fn open(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
-    if address.is_ipv6() {
-        socket.set_only_v6(false)?;
-    }
-    // A restart must not wait for connections of the last run in TIME_WAIT.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket)
 }
 
 fn tune(stream: &TcpStream) -> io::Result<()> {
