@@ -15,23 +15,25 @@
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use ring::digest;
-use rtc_crypto::{RTCCrypto, RTCCryptoProvider};
-use rtc_dtls::config::{ClientAuthType, ConfigBuilder, ExtendedMasterSecretType, HandshakeConfig};
-use rtc_dtls::crypto::Certificate;
 use rtc_dtls::endpoint::{Endpoint, EndpointEvent};
-use rtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
 use rtc_shared::TransportProtocol;
 
 use crate::transport::srtp::{self, Profile};
 
 mod established;
+mod hello;
+mod identity;
+mod records;
 
 use established::{Established, Meaning};
+use hello::{COUNTER_MODE, GCM, Hello};
+use identity::sha256;
+use records::{CONTENT_HANDSHAKE, fragments_are_sane, records};
+
+pub(crate) use identity::Identity;
 
 /// Bytes of datagrams a viewer may send until its handshake is complete. Chromium's take about 4 kB, retransmissions
 /// included maybe 20.
@@ -40,21 +42,12 @@ const HANDSHAKE_BYTES_MAX: usize = 64 << 10;
 /// Bytes of datagrams a viewer may send afterwards: repeats of its last flight, and a close_notify.
 const CONNECTED_BYTES_MAX: usize = 32 << 10;
 
-/// A handshake message's fragment that isn't its last has at least this many bytes.
-const FRAGMENT_BYTES_MIN: usize = 64;
-
 /// How long our flight may stay unanswered before it is sent again; doubles each time. RFC 6347 section 4.2.4.1 has 1 s, but expects
 /// real-time uses to go lower.
 const RESEND_AFTER: Duration = Duration::from_millis(250);
 
 /// Times a flight is sent again (count): 250 ms, 500 ms, … make 15 s until the last is given up.
 const RESENDS_MAX: u32 = 5;
-
-/// Longer than any handshake: keeps `rtc-dtls` from retransmitting too.
-const THEIR_INTERVAL: Duration = Duration::from_secs(3600);
-
-/// Longest ClientHello we reassemble to look at (bytes). Post-quantum key shares make Chromium's 1413.
-const HELLO_BYTES_MAX: usize = 8 << 10;
 
 /// The address `Endpoint` knows every viewer by.
 const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
@@ -80,81 +73,6 @@ pub(crate) enum Error {
     /// The exported keys don't make SRTP sessions.
     #[error(transparent)]
     Srtp(#[from] srtp::Error),
-}
-
-/// This process's certificate, and the configurations made with it. Shared by all shards.
-pub(crate) struct Identity {
-    provider: Arc<dyn RTCCryptoProvider>,
-    gcm: Arc<HandshakeConfig>,
-    counter_mode: Arc<HandshakeConfig>,
-    fingerprint: [u8; 32],
-}
-
-impl std::fmt::Debug for Identity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Identity").finish_non_exhaustive()
-    }
-}
-
-impl Identity {
-    /// Makes a self-signed ECDSA P-256 certificate.
-    ///
-    /// # Errors
-    /// If that fails, which a working system doesn't do.
-    pub(crate) fn generate() -> Result<Self, Error> {
-        let provider = rtc_crypto::default_provider().map_err(identity_error)?;
-        let certificate =
-            Certificate::generate_self_signed(["headwater".to_owned()], provider.crypto())
-                .map_err(identity_error)?;
-        let der = certificate
-            .certificate
-            .first()
-            .ok_or_else(|| Error::Identity("no certificate came out".to_owned()))?;
-        let fingerprint = sha256(der);
-        let config = |profile| {
-            ConfigBuilder::default()
-                .with_crypto_provider(provider.clone())
-                .with_certificates(vec![certificate.clone()])
-                .with_srtp_protection_profiles(vec![profile])
-                // Viewers' certificates are self-signed; the fingerprint of the offer is what counts.
-                .with_client_auth(ClientAuthType::RequireAnyClientCert)
-                .with_insecure_skip_verify(true)
-                .with_flight_interval(THEIR_INTERVAL)
-                .with_extended_master_secret(ExtendedMasterSecretType::Require)
-                .build(false, None)
-                .map(Arc::new)
-                .map_err(identity_error)
-        };
-        let gcm = config(SrtpProtectionProfile::Srtp_Aead_Aes_128_Gcm)?;
-        let counter_mode = config(SrtpProtectionProfile::Srtp_Aes128_Cm_Hmac_Sha1_80)?;
-        Ok(Self {
-            gcm,
-            counter_mode,
-            fingerprint,
-            provider,
-        })
-    }
-
-    /// SHA-256 of the certificate.
-    pub(crate) const fn fingerprint(&self) -> [u8; 32] {
-        self.fingerprint
-    }
-
-    /// The process's cryptography.
-    pub(crate) fn crypto(&self) -> &dyn RTCCrypto {
-        self.provider.crypto()
-    }
-}
-
-fn identity_error(error: impl std::fmt::Display) -> Error {
-    Error::Identity(error.to_string())
-}
-
-fn sha256(der: &[u8]) -> [u8; 32] {
-    let digest = digest::digest(&digest::SHA256, der);
-    let mut out = [0; 32];
-    out.copy_from_slice(digest.as_ref());
-    out
 }
 
 /// What a datagram led to.
@@ -445,153 +363,6 @@ impl Association {
     }
 }
 
-/// Numbers of the profiles in `use_srtp` (RFC 5764 section 4.1.2, RFC 7714 section 14.2).
-const COUNTER_MODE: u16 = 0x0001;
-const GCM: u16 = 0x0007;
-
-const RECORD_HEADER_BYTES: usize = 13;
-const MESSAGE_HEADER_BYTES: usize = 12;
-const CONTENT_HANDSHAKE: u8 = 22;
-
-/// The records of a datagram: content type, epoch, content. Ends at the first that is cut off.
-fn records(mut datagram: &[u8]) -> impl Iterator<Item = (u8, u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let (header, rest) = datagram.split_first_chunk::<RECORD_HEADER_BYTES>()?;
-        let length = usize::from(u16::from_be_bytes([header[11], header[12]]));
-        let (content, rest) = rest.split_at_checked(length)?;
-        datagram = rest;
-        Some((
-            header[0],
-            u16::from_be_bytes([header[3], header[4]]),
-            content,
-        ))
-    })
-}
-
-/// A fragment of a plaintext handshake message.
-struct Fragment<'a> {
-    message_type: u8,
-    length: usize,
-    sequence: u16,
-    offset: usize,
-    data: &'a [u8],
-}
-
-/// The fragments in a handshake record.
-fn fragments(mut content: &[u8]) -> impl Iterator<Item = Fragment<'_>> {
-    let u24 = |b: &[u8]| usize::from(b[0]) << 16 | usize::from(b[1]) << 8 | usize::from(b[2]);
-    std::iter::from_fn(move || {
-        let (header, rest) = content.split_first_chunk::<MESSAGE_HEADER_BYTES>()?;
-        let (data, rest) = rest.split_at_checked(u24(&header[9..12]))?;
-        content = rest;
-        Some(Fragment {
-            message_type: header[0],
-            length: u24(&header[1..4]),
-            sequence: u16::from_be_bytes([header[4], header[5]]),
-            offset: u24(&header[6..9]),
-            data,
-        })
-    })
-}
-
-/// No plaintext handshake fragment is so small that it can only be meant to hurt. Empty messages are fine.
-fn fragments_are_sane(datagram: &[u8]) -> bool {
-    records(datagram)
-        .filter(|(content_type, epoch, _)| *content_type == CONTENT_HANDSHAKE && *epoch == 0)
-        .all(|(_, _, content)| {
-            fragments(content).all(|fragment| {
-                fragment.offset + fragment.data.len() >= fragment.length
-                    || fragment.data.len() >= FRAGMENT_BYTES_MIN
-            })
-        })
-}
-
-/// The first ClientHello while it arrives.
-#[derive(Default)]
-struct Hello {
-    message: Vec<u8>,
-    covered: Vec<bool>,
-    /// The datagrams it came in, for the endpoint.
-    held: Vec<BytesMut>,
-}
-
-impl Hello {
-    /// Takes a datagram; yields the SRTP profiles offered once the ClientHello is whole. One without `use_srtp`, or
-    /// malformed, offers none.
-    fn push(&mut self, datagram: &[u8]) -> Option<Vec<u16>> {
-        const CLIENT_HELLO: u8 = 1;
-        let mut relevant = false;
-        for (content_type, epoch, content) in records(datagram) {
-            if content_type != CONTENT_HANDSHAKE || epoch != 0 {
-                continue;
-            }
-            for fragment in fragments(content) {
-                let fits = fragment.message_type == CLIENT_HELLO
-                    && fragment.sequence == 0
-                    && (1..=HELLO_BYTES_MAX).contains(&fragment.length)
-                    && fragment.offset + fragment.data.len() <= fragment.length;
-                if !fits {
-                    continue;
-                }
-                if self.message.len() != fragment.length {
-                    *self = Self {
-                        message: vec![0; fragment.length],
-                        covered: vec![false; fragment.length],
-                        held: Vec::new(),
-                    };
-                }
-                let range = fragment.offset..fragment.offset + fragment.data.len();
-                self.message[range.clone()].copy_from_slice(fragment.data);
-                self.covered[range].fill(true);
-                relevant = true;
-            }
-        }
-        if relevant {
-            self.held.push(BytesMut::from(datagram));
-        }
-        let whole = !self.covered.is_empty() && self.covered.iter().all(|covered| *covered);
-        whole.then(|| srtp_profiles(&self.message).unwrap_or_default())
-    }
-}
-
-/// The profiles in a ClientHello's `use_srtp` (RFC 6347 section 4.2.1, RFC 5246 section 7.4.1.4, RFC 5764 section 4.1.1).
-fn srtp_profiles(hello: &[u8]) -> Option<Vec<u16>> {
-    const USE_SRTP: u16 = 14;
-    /// version and random
-    const FIXED_BYTES: usize = 2 + 32;
-
-    fn vector8(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-        let (length, rest) = bytes.split_first()?;
-        rest.split_at_checked(usize::from(*length))
-    }
-    fn u16_and_rest(bytes: &[u8]) -> Option<(u16, &[u8])> {
-        let (value, rest) = bytes.split_first_chunk::<2>()?;
-        Some((u16::from_be_bytes(*value), rest))
-    }
-    fn vector16(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-        let (length, rest) = u16_and_rest(bytes)?;
-        rest.split_at_checked(usize::from(length))
-    }
-
-    let rest = hello.get(FIXED_BYTES..)?;
-    let (_session, rest) = vector8(rest)?;
-    let (_cookie, rest) = vector8(rest)?;
-    let (_suites, rest) = vector16(rest)?;
-    let (_compressions, rest) = vector8(rest)?;
-    let (mut extensions, _) = vector16(rest)?;
-    while !extensions.is_empty() {
-        let (kind, rest) = u16_and_rest(extensions)?;
-        let (data, rest) = vector16(rest)?;
-        if kind == USE_SRTP {
-            let (profiles, _mki) = vector16(data)?;
-            let profiles = profiles.chunks_exact(2);
-            return Some(profiles.map(|p| u16::from_be_bytes([p[0], p[1]])).collect());
-        }
-        extensions = rest;
-    }
-    None
-}
-
 #[cfg(any(test, feature = "testkit"))]
 #[cfg_attr(not(test), allow(dead_code, unused_imports))]
 #[allow(
@@ -599,8 +370,11 @@ fn srtp_profiles(hello: &[u8]) -> Option<Vec<u16>> {
     reason = "tests, though clippy sees that only in cfg(test)"
 )]
 pub(crate) mod tests {
-    use std::time::Duration;
+    use std::sync::Arc;
 
+    use rtc_dtls::config::ConfigBuilder;
+    use rtc_dtls::crypto::Certificate;
+    use rtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
     use rtc_srtp::config::Config;
     use rtc_srtp::protection_profile::ProtectionProfile;
 
@@ -875,58 +649,6 @@ pub(crate) mod tests {
         }
     }
 
-    /// A ClientHello with `use_srtp` and some padding, as one handshake message.
-    fn hello(padding: usize) -> Vec<u8> {
-        let mut extensions = vec![0, 21];
-        extensions.extend_from_slice(&u16::try_from(padding).unwrap().to_be_bytes());
-        extensions.resize(extensions.len() + padding, 0);
-        extensions.extend_from_slice(&[0, 14, 0, 7, 0, 4, 0, 1, 0, 7, 0]);
-        let mut body = vec![0xfe, 0xfd];
-        body.extend_from_slice(&[7; 32]);
-        body.extend_from_slice(&[0, 0, 0, 2, 0xc0, 0x2b, 1, 0]);
-        body.extend_from_slice(&u16::try_from(extensions.len()).unwrap().to_be_bytes());
-        body.extend_from_slice(&extensions);
-        body
-    }
-
-    fn record(message: &[u8], range: std::ops::Range<usize>) -> Vec<u8> {
-        let u24 = |n: usize| u32::try_from(n).unwrap().to_be_bytes()[1..].to_vec();
-        let mut content = vec![1];
-        content.extend(u24(message.len()));
-        content.extend_from_slice(&[0, 0]);
-        content.extend(u24(range.start));
-        content.extend(u24(range.len()));
-        content.extend_from_slice(&message[range]);
-        let mut record = vec![22, 0xfe, 0xff, 0, 0, 0, 0, 0, 0, 0, 0];
-        record.extend_from_slice(&u16::try_from(content.len()).unwrap().to_be_bytes());
-        record.extend(content);
-        record
-    }
-
-    #[test]
-    fn a_fragmented_client_hello_is_reassembled_in_any_order() {
-        let message = hello(1300);
-        let half = message.len() / 2;
-        let first = record(&message, 0..half);
-        let second = record(&message, half..message.len());
-        for order in [[&first, &second], [&second, &first]] {
-            let mut reader = Hello::default();
-            assert_eq!(reader.push(order[0]), None);
-            // A retransmission in between.
-            assert_eq!(reader.push(order[0]), None);
-            assert_eq!(reader.push(order[1]), Some(vec![1, 7]));
-            assert_eq!(reader.held.len(), 3);
-        }
-    }
-
-    #[test]
-    fn dust_is_not_passed_on() {
-        let message = hello(100);
-        assert!(fragments_are_sane(&record(&message, 0..message.len())));
-        assert!(fragments_are_sane(&record(&message, 100..message.len())));
-        assert!(!fragments_are_sane(&record(&message, 0..1)));
-    }
-
     #[test]
     fn a_flood_ends_the_association() {
         let identity = Identity::generate().unwrap();
@@ -937,20 +659,5 @@ pub(crate) mod tests {
             .find_map(|_| server.handle_datagram(now, &identity, &datagram).err())
             .expect("an end");
         assert!(matches!(error, Error::TooMuch));
-    }
-
-    #[cfg(test)]
-    proptest::proptest! {
-        #[test]
-        fn no_bytes_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
-            let _ = srtp_profiles(&bytes);
-            let _ = fragments_are_sane(&bytes);
-            let _ = Hello::default().push(&bytes);
-            let mut message = hello(0);
-            message.truncate(40);
-            message.extend_from_slice(&bytes);
-            let _ = srtp_profiles(&message);
-            proptest::prop_assert!(Hello::default().push(&record(&message, 0..message.len())).is_some());
-        }
     }
 }

@@ -15,7 +15,8 @@ use rtc_dtls::endpoint::Endpoint;
 use rtc_dtls::state::State;
 use rtc_shared::error::Error as DtlsError;
 
-use super::{CONTENT_HANDSHAKE, Identity, PEER, RECORD_HEADER_BYTES, records};
+use super::records::{CONTENT_HANDSHAKE, RECORD_HEADER_BYTES, records};
+use super::{Identity, PEER};
 
 const CONTENT_ALERT: u8 = 21;
 
