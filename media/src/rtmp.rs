@@ -11,13 +11,14 @@
 //! | [`amf`] | AMF0 within limits |
 //! | [`session`] | handshake, control messages, commands, media, timers |
 //! | [`publish`] | whom a publisher wants to be |
-//! | `reply` | what we send |
+//! | `reply`, `refusal` | what we send, and why a publisher may not publish |
 
 pub mod amf;
 pub mod chunk;
 mod fault;
 mod limits;
 pub mod publish;
+mod refusal;
 mod reply;
 pub mod session;
 #[cfg(test)]
@@ -27,4 +28,5 @@ pub(crate) mod testkit;
 pub use fault::{Fault, Foreign};
 pub use limits::Limits;
 pub use publish::{Publish, Query};
-pub use session::{Event, Refusal, Session};
+pub use refusal::Refusal;
+pub use session::{Event, Session};

@@ -11,18 +11,22 @@
     warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)
 )]
 
+mod allowance;
+mod clock;
 mod command;
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Buf, Bytes};
 use rml_rtmp::handshake::{Handshake, HandshakeProcessResult, PeerType};
 
+use self::allowance::Allowance;
+use self::clock::MediaClock;
 use super::amf::{self, Value};
 use super::chunk::{ChunkReader, Message};
 use super::reply::{Replies, WINDOW_BYTES};
-use super::{Fault, Foreign, Limits, Publish};
+use super::{Fault, Foreign, Limits, Publish, Refusal};
 use crate::flv::TagKind;
 use crate::flv::demux::{Demuxer, Output, Skipped};
 use crate::time::WallTime;
@@ -31,12 +35,6 @@ use crate::unit::{IngestUnit, MediaKind};
 
 /// Tags read from one aggregate message (count). Senders pack a few frames; each tag costs an event.
 const AGGREGATE_TAGS_MAX: usize = 4096;
-
-/// Configurations, and metadata messages, that a publisher may send in a burst (count); [`CHANGE_EVERY`] allows one more.
-///
-/// Both go to the stream as messages that are never dropped, so nobody may send them at the rate of media.
-const CHANGES_MAX: u32 = 64;
-const CHANGE_EVERY: Duration = Duration::from_millis(100);
 
 /// The core of one connection.
 #[derive(Debug)]
@@ -89,71 +87,6 @@ pub enum Event {
     },
     /// The publisher ended its stream; the connection may publish again.
     Unpublished,
-}
-
-/// Why a publisher is refused or ended. The peer sees a code and one sentence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Refusal {
-    /// The name is malformed.
-    Name,
-    /// The publish token is missing or wrong.
-    Token,
-    /// Somebody else is publishing under this name.
-    Busy,
-    /// This server has no room, or can't decide now; trying again may work.
-    Unavailable,
-    /// The server is stopping.
-    Stopping,
-    /// A newer publisher took over.
-    Replaced,
-    /// An administrator ended it.
-    Kicked,
-}
-
-impl Refusal {
-    /// The value of a `result` label.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Name => "name",
-            Self::Token => "token",
-            Self::Busy => "busy",
-            Self::Unavailable => "unavailable",
-            Self::Stopping => "stopping",
-            Self::Replaced => "replaced",
-            Self::Kicked => "kicked",
-        }
-    }
-
-    /// The status code, which encoders tell apart, and the sentence, which they show or log.
-    const fn status(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Name => (
-                "NetStream.Publish.BadName",
-                "publish to rtmp://HOST/APP/STREAM; both names are 1 to 128 of A-Z a-z 0-9 . _ ~ -",
-            ),
-            Self::Token => (
-                "NetStream.Publish.Denied",
-                "the publish token is missing or wrong: append ?token=... to the stream key",
-            ),
-            Self::Busy => (
-                "NetStream.Publish.BadName",
-                "this stream already has a publisher",
-            ),
-            Self::Unavailable => (
-                "NetStream.Publish.BadName",
-                "the server can't take this stream now; try again",
-            ),
-            Self::Stopping => ("NetStream.Publish.BadName", "the server is stopping"),
-            Self::Replaced => (
-                "NetStream.Publish.BadName",
-                "another publisher took this stream over",
-            ),
-            Self::Kicked => (
-                "NetStream.Publish.BadName",
-                "an administrator ended this stream",
-            ),
-        }
-    }
 }
 
 /// The handshake, boxed away because it is large and short-lived.
@@ -542,58 +475,6 @@ impl Session {
     fn millis_since_start(&self, now: Instant) -> u32 {
         let millis = now.saturating_duration_since(self.started).as_millis();
         low_32(u64::try_from(millis).unwrap_or(u64::MAX))
-    }
-}
-
-/// How many of something may still come: a bucket that fills up with time.
-#[derive(Debug)]
-struct Allowance {
-    left: u32,
-    filled: Instant,
-}
-
-impl Allowance {
-    const fn new(now: Instant) -> Self {
-        Self {
-            left: CHANGES_MAX,
-            filled: now,
-        }
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        let since = now.saturating_duration_since(self.filled);
-        let more = since.as_millis().div_euclid(CHANGE_EVERY.as_millis());
-        if more > 0 {
-            self.filled = now;
-            let more = u32::try_from(more).unwrap_or(u32::MAX);
-            self.left = self.left.saturating_add(more).min(CHANGES_MAX);
-        }
-        let allowed = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        allowed
-    }
-}
-
-/// RTMP's 32-bit milliseconds, which wrap after 49.7 days, as one line of 64 bits.
-///
-/// Audio and video share it: a step is never more than half the circle in either direction, so two tracks with different
-/// epochs keep their distance, and a wrap between them is no jump.
-#[derive(Debug, Default)]
-struct MediaClock {
-    last: Option<i64>,
-}
-
-impl MediaClock {
-    fn unwrap(&mut self, timestamp: u32) -> i64 {
-        let time = match self.last {
-            None => i64::from(timestamp),
-            Some(last) => {
-                let low = u32::try_from(last & 0xFFFF_FFFF).unwrap_or_default();
-                last.saturating_add(i64::from(timestamp.wrapping_sub(low).cast_signed()))
-            }
-        };
-        self.last = Some(time);
-        time
     }
 }
 

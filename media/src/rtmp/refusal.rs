@@ -1,0 +1,66 @@
+//! Why a publisher may not publish, in words that encoders show.
+
+/// Why a publisher is refused or ended. The peer sees a code and one sentence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// The name is malformed.
+    Name,
+    /// The publish token is missing or wrong.
+    Token,
+    /// Somebody else is publishing under this name.
+    Busy,
+    /// This server has no room, or can't decide now; trying again may work.
+    Unavailable,
+    /// The server is stopping.
+    Stopping,
+    /// A newer publisher took over.
+    Replaced,
+    /// An administrator ended it.
+    Kicked,
+}
+
+impl Refusal {
+    /// The value of a `result` label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Name => "name",
+            Self::Token => "token",
+            Self::Busy => "busy",
+            Self::Unavailable => "unavailable",
+            Self::Stopping => "stopping",
+            Self::Replaced => "replaced",
+            Self::Kicked => "kicked",
+        }
+    }
+
+    /// The status code, which encoders tell apart, and the sentence, which they show or log.
+    pub(super) const fn status(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Name => (
+                "NetStream.Publish.BadName",
+                "publish to rtmp://HOST/APP/STREAM; both names are 1 to 128 of A-Z a-z 0-9 . _ ~ -",
+            ),
+            Self::Token => (
+                "NetStream.Publish.Denied",
+                "the publish token is missing or wrong: append ?token=... to the stream key",
+            ),
+            Self::Busy => (
+                "NetStream.Publish.BadName",
+                "this stream already has a publisher",
+            ),
+            Self::Unavailable => (
+                "NetStream.Publish.BadName",
+                "the server can't take this stream now; try again",
+            ),
+            Self::Stopping => ("NetStream.Publish.BadName", "the server is stopping"),
+            Self::Replaced => (
+                "NetStream.Publish.BadName",
+                "another publisher took this stream over",
+            ),
+            Self::Kicked => (
+                "NetStream.Publish.BadName",
+                "an administrator ended this stream",
+            ),
+        }
+    }
+}
