@@ -136,7 +136,8 @@ try {
     process.stdin.on('end', () => { ended = true; }).resume();
     while (!ended) {
       say({ errors, ...await page.evaluate(() => ({
-        state: window.headwater.state, joins: window.headwater.joins, frames: window.headwater.stats.frames ?? 0,
+        at: performance.now(), state: window.headwater.state, joins: window.headwater.joins,
+        frames: window.headwater.stats.frames ?? 0, stats: window.headwater.stats,
         text: document.getElementById('cover-text').textContent, history: window.headwater.history,
       })) });
       await new Promise((resolve) => { setTimeout(resolve, 200); });

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::harness::{
     Cluster, Directory, Options, Picture, Process, Publisher, Sound, eventually, get, number,
-    seconds,
+    pause, seconds,
 };
 
 /// The screenshots lie in `target/tmp` for people to look at.
@@ -165,6 +165,29 @@ fn browser_without_udp_plays_by_tcp() {
     let seen = browser.last().unwrap_or_default();
     assert_eq!(number(&seen, "/joins"), 1, "{seen:#}");
     assert_eq!(seen["errors"], serde_json::json!([]), "errors in the page");
+    drop(browser.stdin.take());
+    browser.process.wait(seconds(15));
+}
+
+#[test]
+fn browser_holds_pictures_back_as_configured() {
+    let options = Options::default().env("HEADWATER_EDGE__PLAYOUT_DELAY_MS", "[500, 1000]");
+    let mut cluster = Cluster::standalone(&options);
+    let _publisher = Publisher::start(&cluster.rtmp_url("live/calm"), Picture::Test, Sound::Tone);
+    let page = format!("http://127.0.0.1:{}/play/live/calm", cluster.edge().http);
+    let mut browser = Browser::open("follow", &page, "calm");
+    browser.await_state("live", seconds(20));
+    // What was said for the run-up is taken back some seconds later.
+    browser.await_frames(150, seconds(10));
+    let held = |seen: Option<Value>| seen?["stats"]["bufferMs"].as_f64();
+    eventually("pictures are held back", seconds(10), || {
+        let now = held(browser.last())?;
+        (400.0..1000.0).contains(&now).then_some(())
+    });
+    // And they stay so. Without the setting it is a few milliseconds.
+    pause(seconds(2));
+    let stays = held(browser.last()).unwrap_or_default();
+    assert!((400.0..1000.0).contains(&stays), "{stays} ms");
     drop(browser.stdin.take());
     browser.process.wait(seconds(15));
 }
