@@ -1,14 +1,16 @@
 //! The player page in a real Chromium, driven by `tests/browser/play.mjs`.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use headwater_media::testkit::{Conditions, Loss};
 use serde_json::Value;
 
 use super::harness::{
-    Cluster, Directory, Options, Picture, Process, Publisher, Sound, eventually, get, number,
-    pause, seconds,
+    Cluster, Directory, Options, Picture, Process, Publisher, Relay, Sound, eventually, get,
+    number, pause, seconds,
 };
 
 /// The screenshots lie in `target/tmp` for people to look at.
@@ -165,6 +167,60 @@ fn browser_without_udp_plays_by_tcp() {
     let seen = browser.last().unwrap_or_default();
     assert_eq!(number(&seen, "/joins"), 1, "{seen:#}");
     assert_eq!(seen["errors"], serde_json::json!([]), "errors in the page");
+    drop(browser.stdin.take());
+    browser.process.wait(seconds(15));
+}
+
+#[test]
+fn browser_gets_what_a_bad_network_loses_once_more() {
+    // Players are told of the relay, which has the edge's port at another address of this machine.
+    let relay_ip = Ipv4Addr::new(127, 0, 0, 2);
+    let mut options = Options::default().env("HEADWATER_EDGE__MEDIA_TCP", "off");
+    options.public_ip = Some(relay_ip);
+    let mut cluster = Cluster::standalone(&options);
+    let media = cluster.edge().media;
+    let conditions = Conditions {
+        delay: Duration::from_millis(30),
+        loss: Loss::Random(30),
+        ..Conditions::default()
+    };
+    let (front, edge) = ((relay_ip, media), (Ipv4Addr::LOCALHOST, media));
+    let relay = Relay::start(front.into(), edge.into(), conditions, 5);
+    let _publisher = Publisher::start(&cluster.rtmp_url("live/lossy"), Picture::Test, Sound::Tone);
+    let page = format!("http://127.0.0.1:{}/play/live/lossy", cluster.edge().http);
+    let mut browser = Browser::open("follow", &page, "lossy");
+    browser.await_state("live", seconds(30));
+    browser.await_frames(60, seconds(8));
+
+    let (before, lost) = (browser.last().unwrap_or_default(), relay.lost());
+    pause(seconds(15));
+    let (after, lost) = (browser.last().unwrap_or_default(), relay.lost() - lost);
+    let grown = |name: &str| {
+        let of = |seen: &Value| seen["stats"][name].as_f64().unwrap_or(f64::NAN);
+        of(&after) - of(&before)
+    };
+    let of = |seen: &Value| seen["at"].as_f64().unwrap_or(f64::NAN);
+    let expected = (of(&after) - of(&before)) / 1000.0 * 30.0;
+    // For whoever runs it with --no-capture, as above.
+    let figures = ["nack", "repaired", "pli", "frames", "dropped", "freezes"];
+    eprintln!(
+        "of {expected:.0} pictures, {lost} datagrams lost: {:?}, {:.2} s frozen",
+        figures.map(|name| (name, grown(name))),
+        grown("frozenSeconds")
+    );
+    assert!(lost >= 20, "the network lost {lost}");
+    assert_eq!(number(&after, "/joins"), 1, "{after:#}");
+    assert!(grown("nack") > 0.0, "it asked: {after:#}");
+    assert!(grown("repaired") > 0.0, "it was answered: {after:#}");
+    // The figures are up to half a second old, before and after.
+    let decoded = grown("frames");
+    assert!(
+        decoded >= 0.95 * (expected - 15.0),
+        "{decoded} of {expected}: {after:#}"
+    );
+    assert!(grown("dropped") <= 0.05 * expected, "{after:#}");
+    assert!(grown("frozenSeconds") <= 2.0, "{before:#} {after:#}");
+    assert_eq!(after["errors"], serde_json::json!([]), "errors in the page");
     drop(browser.stdin.take());
     browser.process.wait(seconds(15));
 }

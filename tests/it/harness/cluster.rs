@@ -1,5 +1,6 @@
 //! Nodes and the directory they share.
 
+use std::net::Ipv4Addr;
 use std::process::Command;
 
 use serde_json::Value;
@@ -29,6 +30,8 @@ pub(crate) enum Role {
 pub(crate) struct Options {
     /// Environment variables, `HEADWATER_…` or `PATH`.
     pub(crate) env: Vec<(String, String)>,
+    /// The address that answers name to players, if it isn't the one that media listens at.
+    pub(crate) public_ip: Option<Ipv4Addr>,
 }
 
 impl Options {
@@ -71,7 +74,8 @@ impl Node {
         if role != Role::Origin {
             flag("--http", local(http));
             flag("--media", local(media));
-            flag("--public-ip", "127.0.0.1".to_owned());
+            let public_ip = options.public_ip.unwrap_or(Ipv4Addr::LOCALHOST);
+            flag("--public-ip", public_ip.to_string());
             flag("--shards", "1".to_owned());
         }
         command.extend_from_slice(directory);

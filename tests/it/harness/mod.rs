@@ -3,6 +3,7 @@
 mod cluster;
 mod process;
 mod publisher;
+mod relay;
 mod stamped;
 mod viewer;
 
@@ -15,6 +16,7 @@ pub(crate) use cluster::{Cluster, Directory, Options};
 pub(crate) use headwater_bench::ports::free as free_ports;
 pub(crate) use process::Process;
 pub(crate) use publisher::{Picture, Publisher, Sound};
+pub(crate) use relay::Relay;
 pub(crate) use stamped::Stamped;
 pub(crate) use viewer::{Viewer, number, probe};
 
