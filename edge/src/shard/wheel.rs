@@ -1,9 +1,12 @@
 //! A hashed timer wheel: one entry per viewer instead of one tokio timer.
 //!
 //! Entries fire up to one [`TICK`] late and never early. Those further ahead than a turn of the wheel stay in their bucket until
-//! their turn comes. An entry can't be taken out: whoever gets a stale one ignores it.
+//! their turn comes. An entry can't be taken out: whoever gets a stale one ignores it. All buckets share one slab of entries, which grows to the
+//! most there ever were at a time, and not to the most of each bucket.
 
 use std::time::{Duration, Instant};
+
+use slab::Slab;
 
 /// Resolution of the wheel: that of the shortest timer, the pauses of a viewer that catches up.
 const TICK: Duration = Duration::from_millis(4);
@@ -18,8 +21,17 @@ pub(crate) struct Wheel<K> {
     start: Instant,
     /// The next tick to look at.
     tick: u64,
-    buckets: Vec<Vec<(u64, K)>>,
-    len: usize,
+    /// The first entry of each.
+    buckets: Vec<Option<u32>>,
+    entries: Slab<Entry<K>>,
+}
+
+#[derive(Debug)]
+struct Entry<K> {
+    at: u64,
+    key: K,
+    /// The next one of its bucket.
+    next: Option<u32>,
 }
 
 impl<K: Copy> Wheel<K> {
@@ -28,16 +40,22 @@ impl<K: Copy> Wheel<K> {
         Self {
             start: now,
             tick: 0,
-            buckets: (0..BUCKETS).map(|_| Vec::new()).collect(),
-            len: 0,
+            buckets: vec![None; BUCKETS],
+            entries: Slab::new(),
         }
     }
 
     /// Fires `key` at `at`, or with the next turn if that has passed.
     pub(crate) fn schedule(&mut self, at: Instant, key: K) {
-        let tick = self.tick_after(at).max(self.tick);
-        self.buckets[Self::bucket(tick)].push((tick, key));
-        self.len += 1;
+        let at = self.tick_after(at).max(self.tick);
+        let first = &mut self.buckets[Self::bucket(at)];
+        let entry = self.entries.insert(Entry {
+            at,
+            key,
+            next: *first,
+        });
+        // 2^32 entries would be a hundred gigabytes.
+        *first = u32::try_from(entry).ok();
     }
 
     /// Moves what is due to `due`.
@@ -47,15 +65,15 @@ impl<K: Copy> Wheel<K> {
         // After a stall longer than a turn one round visits every bucket.
         let first = self.tick.max(last.saturating_sub(BUCKETS as u64 - 1));
         for tick in first..=last {
-            let bucket = &mut self.buckets[Self::bucket(tick)];
-            let mut i = 0;
-            while let Some((at, key)) = bucket.get(i).copied() {
-                if at <= last {
-                    bucket.swap_remove(i);
-                    self.len -= 1;
-                    due.push(key);
+            let bucket = Self::bucket(tick);
+            let mut rest = self.buckets[bucket].take();
+            while let Some(number) = rest {
+                let slot = number as usize;
+                rest = self.entries[slot].next;
+                if self.entries[slot].at <= last {
+                    due.push(self.entries.remove(slot).key);
                 } else {
-                    i += 1;
+                    self.entries[slot].next = self.buckets[bucket].replace(number);
                 }
             }
         }
@@ -64,11 +82,11 @@ impl<K: Copy> Wheel<K> {
 
     /// When to call [`Self::poll_expired`] next: at the latest then, an entry may be due. `None` when there are none.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        if self.len == 0 {
+        if self.entries.is_empty() {
             return None;
         }
         let ahead = (0..BUCKETS as u64)
-            .find(|ahead| !self.buckets[Self::bucket(self.tick + ahead)].is_empty())
+            .find(|ahead| self.buckets[Self::bucket(self.tick + ahead)].is_some())
             .unwrap_or(0);
         // Seconds and the rest apart, since a `Duration` is multiplied by 32 bits only, which are 199 days of ticks.
         let ticks = self.tick + ahead;
@@ -94,6 +112,25 @@ impl<K: Copy> Wheel<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn its_memory_is_that_of_the_most_at_a_time() {
+        let mut now = start();
+        let mut wheel = Wheel::new(now);
+        let mut due = Vec::new();
+        // Ten turns of the wheel, a hundred entries at a time in ever other buckets.
+        for _ in 0..10 * BUCKETS {
+            for key in 0..100 {
+                wheel.schedule(now + TICK, key);
+            }
+            now += 2 * TICK;
+            wheel.poll_expired(now, &mut due);
+            assert_eq!(due.len(), 100);
+            due.clear();
+        }
+        assert!(wheel.entries.capacity() < 256);
+        assert_eq!(wheel.poll_timeout(), None);
+    }
 
     #[expect(clippy::disallowed_methods, reason = "virtual time starts somewhere")]
     fn start() -> Instant {
