@@ -27,6 +27,8 @@ const SEND_BUFFER_BYTES: usize = 8 << 20;
 
 const HEADER_BYTES: usize = 12;
 const TAG_BYTES: usize = 16;
+/// What a datagram has besides its payload (bytes).
+pub(crate) const OVERHEAD_BYTES: usize = HEADER_BYTES + TAG_BYTES;
 
 /// Datagrams in a message (count): UDP_MAX_SEGMENTS of kernels before 6.9.
 const SEGMENTS_MAX: usize = 64;
@@ -37,6 +39,8 @@ pub(crate) struct Pattern {
     /// Pictures per second, and their packets on average: some have the next smaller, some the next larger whole number.
     pub(crate) frames_per_second: f64,
     pub(crate) packets_per_frame: f64,
+    /// Bytes of the first of them, if that is a message of its own and the others another; 0: all are one message.
+    pub(crate) stamp_bytes: usize,
     /// Bytes of each datagram, header and tag included.
     pub(crate) video_bytes: usize,
     pub(crate) audio_per_second: f64,
@@ -140,17 +144,27 @@ pub(crate) fn run(task: &Task) -> Result<()> {
         let (at, due) = schedule.next();
         let at = start + Duration::from_secs_f64(at);
         pause(at.saturating_duration_since(now()));
-        let (track, packets, bytes) = match due {
+        let (track, mut packets, bytes) = match due {
             Due::Frame { packets } => (0, packets, task.pattern.video_bytes),
             Due::Sound => (1, 1, task.pattern.audio_bytes),
         };
+        let stamp_bytes = match due {
+            Due::Frame { .. } => task.pattern.stamp_bytes,
+            Due::Sound => 0,
+        };
+        packets -= usize::from(stamp_bytes > 0);
         ensure!(
-            bytes > HEADER_BYTES + TAG_BYTES,
+            bytes > OVERHEAD_BYTES && bytes >= stamp_bytes,
             "datagrams of {bytes} bytes"
         );
         for viewer in &mut viewers {
-            sender.write(viewer, track, packets, bytes);
-            if sender.messages.len() == SEND_BATCH {
+            if stamp_bytes > 0 {
+                sender.write(viewer, track, 1, stamp_bytes);
+            }
+            if packets > 0 {
+                sender.write(viewer, track, packets, bytes);
+            }
+            if sender.messages.len() + 2 > SEND_BATCH {
                 sender.flush(bytes)?;
             }
         }
@@ -254,9 +268,7 @@ impl Sender {
                 .map(|(range, _)| [IoSlice::new(&self.arena[range.clone()])])
                 .collect();
             let flags = MsgFlags::empty();
-            let single = messages
-                .first()
-                .is_none_or(|(range, _)| range.len() == bytes);
+            let single = messages.iter().all(|(range, _)| range.len() <= bytes);
             let result = if single {
                 sendmmsg(
                     fd,
@@ -305,6 +317,7 @@ mod tests {
         let pattern = Pattern {
             frames_per_second: 30.0,
             packets_per_frame: 6.85,
+            stamp_bytes: 0,
             video_bytes: 900,
             audio_per_second: 50.0,
             audio_bytes: 200,

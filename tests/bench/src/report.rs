@@ -86,7 +86,9 @@ const MUSTS: &[(&str, Must)] = &[
 pub(crate) mod names {
     pub(crate) const FLOOR: &str = "floor, CPU per packet";
     pub(crate) const PER_PACKET: &str = "edge, CPU per packet";
+    pub(crate) const STAMPED_FLOOR: &str = "the same with the stamps in datagrams of their own";
     pub(crate) const RATIO: &str = "edge to floor";
+    pub(crate) const STAMPED_RATIO: &str = "edge to floor with stamps";
     pub(crate) const PACED: &str = "edge with transport-wide feedback (paced), CPU per packet";
     pub(crate) const PACED_RATIO: &str = "paced edge to floor";
     pub(crate) const PACED_KEYFRAME_P99: &str = "paced, keyframe latency p99";
