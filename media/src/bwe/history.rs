@@ -16,6 +16,15 @@ const TRAIN_BYTES_MIN: u32 = 3000;
 /// Trains taken from one feedback message (count). One of 100 ms holds three or four pictures.
 const TRAINS_MAX: usize = 4;
 
+/// Packets that left within this of the first are one group (units of 125 µs: 5 ms, draft-ietf-rmcat-gcc-02 section 5.2).
+const GROUP_SPAN: u32 = 40;
+/// Groups taken from one feedback message (count); what comes beyond them belongs to the last. Pictures and sound make eight in 100 ms.
+const GROUPS_MAX: usize = 16;
+
+/// A packet's size stands in the lower bits of its field, its probe cluster in the upper two.
+const BYTES_MASK: u16 = 0x3fff;
+const CLUSTER_SHIFT: u32 = 14;
+
 /// The unit of times here: half of the 250 µs of transport-wide feedback.
 const UNITS_PER_SECOND: u64 = 8000;
 
@@ -24,15 +33,47 @@ const UNITS_PER_SECOND: u64 = 8000;
 pub struct History {
     began: Instant,
     packets: Box<[Packet; PACKETS]>,
+    /// What leaves now belongs to it.
+    cluster: Option<Cluster>,
+}
+
+/// A number for the packets of one probe. There are three, used in turn: a probe is over long before its number comes again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cluster(u8);
+
+impl Cluster {
+    /// The first one.
+    pub const FIRST: Self = Self(1);
+
+    /// The one after it.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 % 3 + 1)
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Packet {
     /// When it left, in units since `began`; wraps after six days.
     sent: u32,
-    /// 0: none yet.
-    bytes: u16,
+    /// Its size, and its cluster in the upper bits. 0: none yet.
+    tagged_bytes: u16,
     sequence: u16,
+}
+
+impl Packet {
+    const fn bytes(self) -> u16 {
+        self.tagged_bytes & BYTES_MASK
+    }
+
+    const fn cluster(self) -> Option<Cluster> {
+        match self.tagged_bytes >> CLUSTER_SHIFT {
+            1 => Some(Cluster(1)),
+            2 => Some(Cluster(2)),
+            3 => Some(Cluster(3)),
+            _ => None,
+        }
+    }
 }
 
 /// What one feedback message says.
@@ -51,6 +92,48 @@ pub struct Arrivals {
     pub delay_min: Option<i64>,
     /// Packets that left together.
     pub trains: SmallVec<[Train; TRAINS_MAX]>,
+    /// What arrived, by the time it left; allocated once a message.
+    pub groups: Vec<Group>,
+    /// Bytes that did not arrive, as far as the packets are remembered.
+    pub lost_bytes: u64,
+    /// What was part of a probe.
+    pub probe: Option<Box<ProbeArrivals>>,
+}
+
+/// Packets that left within 5 ms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Group {
+    /// When the first left, in units of 125 µs.
+    pub sent: u32,
+    /// The least time that one of them was on its way, as [`Arrivals::delay_min`].
+    pub delay: i64,
+    /// Arrival of the last, in units of 250 µs.
+    pub arrived: i64,
+    /// Bytes that arrived.
+    pub bytes: u32,
+}
+
+/// What a message says of a probe's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeArrivals {
+    /// Which.
+    pub cluster: Cluster,
+    /// Packets that arrived, and that did not (count).
+    pub received: u32,
+    /// See `received`.
+    pub lost: u32,
+    /// Bytes that arrived.
+    pub bytes: u64,
+    /// Bytes of the first to arrive.
+    pub first_bytes: u32,
+    /// Arrival of the first and the last, in units of 250 µs.
+    pub arrived: (i64, i64),
+    /// When the first and the last of them left, in units of 125 µs.
+    pub sent: (u32, u32),
+    /// Bytes that left at that last moment.
+    pub last_bytes: u32,
+    /// The message speaks of packets that left after the probe.
+    pub over: bool,
 }
 
 /// Packets that left at the same time and arrived one after another.
@@ -68,7 +151,13 @@ impl History {
         Self {
             began: now,
             packets: Box::new([Packet::default(); PACKETS]),
+            cluster: None,
         }
+    }
+
+    /// From now on what leaves belongs to a probe, or no longer does.
+    pub const fn set_cluster(&mut self, cluster: Option<Cluster>) {
+        self.cluster = cluster;
     }
 
     /// A packet leaves.
@@ -79,7 +168,8 @@ impl History {
         let sent = units as u32;
         self.packets[usize::from(sequence) % PACKETS] = Packet {
             sent,
-            bytes: u16::try_from(bytes).unwrap_or(u16::MAX),
+            tagged_bytes: u16::try_from(bytes).unwrap_or(u16::MAX).min(BYTES_MASK)
+                | self.cluster.map_or(0, |cluster| u16::from(cluster.0)) << CLUSTER_SHIFT,
             sequence,
         };
     }
@@ -89,23 +179,29 @@ impl History {
         let mut arrivals = Arrivals::default();
         let mut open: Option<OpenTrain> = None;
         for arrival in feedback.arrivals() {
+            let packet = self.packets[usize::from(arrival.sequence) % PACKETS];
+            let known = packet.sequence == arrival.sequence && packet.tagged_bytes != 0;
             let Some(at) = arrival.received else {
                 arrivals.lost += 1;
+                if known {
+                    arrivals.lose(packet);
+                }
                 continue;
             };
             arrivals.received += 1;
             arrivals.span = Some(arrivals.span.map_or((at, at), |(first, last): (i64, i64)| {
                 (first.min(at), last.max(at))
             }));
-            let packet = self.packets[usize::from(arrival.sequence) % PACKETS];
-            if packet.sequence != arrival.sequence || packet.bytes == 0 {
+            if !known {
                 continue;
             }
-            arrivals.bytes += u64::from(packet.bytes);
+            arrivals.bytes += u64::from(packet.bytes());
+            arrivals.measure(packet, at);
             let delay = at.saturating_mul(2).saturating_sub(packet.sent.into());
             arrivals.delay_min = Some(arrivals.delay_min.map_or(delay, |min: i64| min.min(delay)));
+            arrivals.group(packet, at, delay);
             match &mut open {
-                Some(train) if train.sent == packet.sent => train.add(at, packet.bytes),
+                Some(train) if train.sent == packet.sent => train.add(at, packet.bytes()),
                 _ => {
                     arrivals.end(open.take());
                     open = Some(OpenTrain::new(packet.sent, at));
@@ -118,12 +214,94 @@ impl History {
 }
 
 impl Arrivals {
+    fn lose(&mut self, packet: Packet) {
+        self.lost_bytes += u64::from(packet.bytes());
+        if let Some(cluster) = packet.cluster() {
+            self.probe(cluster, packet).lost += 1;
+        }
+    }
+
+    /// Adds a packet to what is known of its probe, if it has one.
+    fn measure(&mut self, packet: Packet, at: i64) {
+        let bytes = u32::from(packet.bytes());
+        let Some(cluster) = packet.cluster() else {
+            if let Some(probe) = &mut self.probe {
+                probe.over |= is_after(packet.sent, probe.sent.1);
+            }
+            return;
+        };
+        let probe = self.probe(cluster, packet);
+        if probe.received == 0 || at < probe.arrived.0 {
+            probe.arrived.0 = at;
+            probe.first_bytes = bytes;
+        }
+        if probe.received == 0 || at > probe.arrived.1 {
+            probe.arrived.1 = at;
+        }
+        probe.received += 1;
+        probe.bytes += u64::from(bytes);
+        if packet.sent == probe.sent.1 {
+            probe.last_bytes += bytes;
+        } else if is_after(packet.sent, probe.sent.1) {
+            probe.sent.1 = packet.sent;
+            probe.last_bytes = bytes;
+        }
+    }
+
+    /// What is known of a probe, before `packet` is counted. A message speaks of one: the newest.
+    fn probe(&mut self, cluster: Cluster, packet: Packet) -> &mut ProbeArrivals {
+        let fresh = ProbeArrivals {
+            cluster,
+            received: 0,
+            lost: 0,
+            bytes: 0,
+            first_bytes: 0,
+            arrived: (0, 0),
+            sent: (packet.sent, packet.sent),
+            last_bytes: 0,
+            over: false,
+        };
+        let probe = self.probe.get_or_insert_with(|| Box::new(fresh));
+        if probe.cluster != cluster {
+            **probe = fresh;
+        }
+        probe
+    }
+
+    fn group(&mut self, packet: Packet, at: i64, delay: i64) {
+        let full = self.groups.len() >= GROUPS_MAX;
+        let bytes = u32::from(packet.bytes());
+        match self.groups.last_mut() {
+            Some(group) if full || !is_after(packet.sent, group.sent.wrapping_add(GROUP_SPAN)) => {
+                group.delay = group.delay.min(delay);
+                group.arrived = group.arrived.max(at);
+                group.bytes = group.bytes.saturating_add(bytes);
+            }
+            _ => {
+                if self.groups.is_empty() {
+                    self.groups.reserve_exact(GROUPS_MAX);
+                }
+                self.groups.push(Group {
+                    sent: packet.sent,
+                    delay,
+                    arrived: at,
+                    bytes,
+                });
+            }
+        }
+    }
+
     fn end(&mut self, train: Option<OpenTrain>) {
         let train = train.and_then(OpenTrain::end);
         if let Some(train) = train.filter(|_| self.trains.len() < TRAINS_MAX) {
             self.trains.push(train);
         }
     }
+}
+
+/// `a` comes after `b`, across the wrap.
+const fn is_after(a: u32, b: u32) -> bool {
+    a != b && a.wrapping_sub(b) < 1 << 31
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -234,6 +412,38 @@ mod tests {
                 }
             ]
         );
+    }
+
+    #[test]
+    fn a_probe_is_told_apart_from_what_left_before_and_after() {
+        let now = testkit::start();
+        let mut history = History::new(now);
+        let cluster = Cluster::FIRST.next();
+        for i in 0..12_u16 {
+            history.set_cluster((3..9).contains(&i).then_some(cluster));
+            let at = Duration::from_millis(5 * u64::from(i / 2));
+            history.handle_sent(now + at, i, 1000 + usize::from(i));
+        }
+        let mut deltas = [Some(4); 12];
+        deltas[6] = None;
+        let arrivals = arrivals(&history, &message(0, &deltas));
+        let probe = arrivals.probe.expect("one");
+        assert_eq!((probe.cluster, probe.received, probe.lost), (cluster, 5, 1));
+        assert_eq!(probe.bytes, 1003 + 1004 + 1005 + 1007 + 1008);
+        assert_eq!((probe.first_bytes, probe.last_bytes), (1003, 1008));
+        assert_eq!(probe.arrived, (256 + 16, 256 + 32));
+        assert_eq!(probe.sent, (8 * 5, 8 * 20));
+        assert!(probe.over);
+        assert_eq!(arrivals.lost_bytes, 1006);
+        // Each 5 ms two of them left, and two such pairs are a group.
+        let groups: Vec<_> = arrivals.groups.iter().map(|group| group.sent).collect();
+        assert_eq!(groups, [0, 8 * 10, 8 * 20]);
+        let bytes: u64 = arrivals
+            .groups
+            .iter()
+            .map(|group| u64::from(group.bytes))
+            .sum();
+        assert_eq!(bytes, arrivals.bytes);
     }
 
     #[test]
