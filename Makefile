@@ -11,7 +11,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 BROWSER_MODULES := tests/browser/node_modules/.package-lock.json
 
-.PHONY: help run demo build test bench lint fmt deps test-deps clean
+.PHONY: help run demo build test bench lab lint fmt deps test-deps clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,11 @@ bench: ## Measure the edge against the floor: five minutes on a quiet machine (B
 	@deploy/dev/deps.sh run
 	cargo build --locked --package headwater --package headwater-bench --bins
 	@"$${CARGO_TARGET_DIR:-target}/debug/headwater-bench" --binary "$${CARGO_TARGET_DIR:-target}/debug/headwater" $(BENCH)
+
+lab: build ## Simulate viewers on bad links and write the table to tests/lab.md
+	@{ sed '/^|/,$$d' tests/lab.md; "$${CARGO_TARGET_DIR:-target}/debug/headwater" lab; } > tests/.lab.md
+	@mv tests/.lab.md tests/lab.md
+	@tail -n 3 tests/lab.md
 
 lint: ## Formatting, clippy and documentation, all without a warning
 	cargo fmt --all --check

@@ -14,15 +14,19 @@
 //! | [`replication`] | both halves of a subscription between nodes |
 //! | [`rtp`], [`rtx`], [`rtt`] | packet batches, the packet ring, RTCP; retransmission; round-trip time |
 //! | [`bwe`], [`pacer`] | what a viewer's link carries, and how fast its packets leave |
+//! | [`abr`] | which rendition a viewer gets |
+//! | [`lab`] | these cores over simulated links |
 //! | [`sdp`], [`ice`] | offers and answers; an ICE-lite viewer |
 //! | `testkit` | made-up streams, for tests and the feature of that name |
 
+pub mod abr;
 pub mod bwe;
 pub mod codec;
 pub mod flv;
 pub mod gop_cache;
 pub mod ice;
 pub mod id;
+pub mod lab;
 pub mod pacer;
 pub mod replication;
 pub mod rtmp;

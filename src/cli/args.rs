@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use headwater_node::config::Override;
 
+use super::lab;
 use crate::probe;
 
 /// Headwater: live streams in by RTMP, out to browsers by WebRTC.
@@ -48,6 +49,8 @@ pub(super) enum Command {
     Edge(Box<EdgeArgs>),
     /// Watches a stream as a viewer does and says whether it is healthy
     Probe(probe::Args),
+    /// Simulates viewers on bad links and compares how their renditions are chosen
+    Lab(lab::Args),
 }
 
 /// What runs in this process.

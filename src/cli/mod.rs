@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [`args`] | flags, and the configuration keys they set |
 //! | [`settings`] | the configuration's schema and what must hold across its sections |
+//! | [`lab`] | simulates viewers on bad links |
 //! | [`addresses`] | the machine's own addresses |
 //! | [`run`] | starts the roles, waits for the signal, stops them |
 //! | [`summary`] | what the operator is told once it runs |
 
 mod addresses;
 mod args;
+mod lab;
 mod run;
 mod settings;
 mod summary;
@@ -51,6 +53,7 @@ pub(crate) fn main() -> ExitCode {
         Some(Command::Origin(flags)) => node(Role::Origin, &flags.shared, flags.overrides()),
         Some(Command::Edge(flags)) => node(Role::Edge, &flags.shared, flags.overrides()),
         Some(Command::Probe(probe)) => run::probe(probe),
+        Some(Command::Lab(flags)) => lab::run(&flags),
     };
     done.unwrap_or_else(|error| {
         let _ = writeln!(std::io::stderr(), "headwater: {}", told(&error));

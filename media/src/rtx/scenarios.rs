@@ -192,7 +192,7 @@ fn play(scenario: &Scenario, seconds: u64) -> Outcome {
                 },
             );
             if tick == seconds * 1000 {
-                down.set_conditions(conditions(Loss::None));
+                down.set_conditions(now, conditions(Loss::None));
             }
             for _ in 0..packets {
                 if !down.send(now, PACKET_BYTES, sequence) {

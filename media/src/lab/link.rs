@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::Rng;
+use super::rng::Rng;
 
 /// What a link does to what it carries. By default nothing: no delay, no loss, no end of room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -15,6 +15,8 @@ pub struct Conditions {
     pub rate: Option<u64>,
     /// Bytes that may wait for their turn when there is a rate; what comes beyond them is dropped.
     pub queue_bytes: usize,
+    /// A token bucket before the queue: what it has no tokens for is dropped.
+    pub policer: Option<Policer>,
     /// How long everything is under way, after the queue.
     pub delay: Duration,
     /// Up to so much longer, evenly spread.
@@ -23,6 +25,15 @@ pub struct Conditions {
     pub reorders: bool,
     /// What is lost.
     pub loss: Loss,
+}
+
+/// A token bucket that polices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policer {
+    /// Bits per second that it lets through.
+    pub rate: u64,
+    /// Bytes that may pass at once.
+    pub bucket_bytes: u64,
 }
 
 /// What a link loses.
@@ -48,14 +59,23 @@ pub struct Link<T> {
     conditions: Conditions,
     rng: Rng,
     bad: bool,
+    /// The policer's bucket, as far as it is used (in time at its rate): empty then.
+    spent_until: Instant,
     /// When the last packet that was taken in will have left the queue.
     free_at: Instant,
     /// By time of arrival.
-    carried: VecDeque<(Instant, T)>,
+    carried: VecDeque<Carried<T>>,
     newest_arrival: Instant,
     sent: Tally,
     lost: Tally,
     overflowed: Tally,
+}
+
+#[derive(Debug)]
+struct Carried<T> {
+    leaves: Instant,
+    arrives: Instant,
+    packet: T,
 }
 
 /// How much.
@@ -81,6 +101,7 @@ impl<T> Link<T> {
             conditions,
             rng: Rng::new(seed),
             bad: false,
+            spent_until: now,
             free_at: now,
             carried: VecDeque::new(),
             newest_arrival: now,
@@ -99,10 +120,16 @@ impl<T> Link<T> {
         }
     }
 
-    /// From now on it is another link; what is under way stays so.
-    pub const fn set_conditions(&mut self, conditions: Conditions) {
+    /// From now on it is another link. What waits in its queue leaves at the new rate; what is under way stays so.
+    pub fn set_conditions(&mut self, now: Instant, conditions: Conditions) {
+        let rates = self.conditions.rate.zip(conditions.rate);
+        if let Some((before, after)) = rates.filter(|(before, after)| before != after) {
+            self.stretch(now, before, after);
+        }
+        if self.conditions.loss != conditions.loss {
+            self.bad = false;
+        }
         self.conditions = conditions;
-        self.bad = false;
     }
 
     /// Takes in a packet of `bytes` on the wire. False: it will never arrive.
@@ -110,6 +137,10 @@ impl<T> Link<T> {
         self.sent.add(bytes);
         if self.loses() {
             self.lost.add(bytes);
+            return false;
+        }
+        if !self.passes(now, bytes) {
+            self.overflowed.add(bytes);
             return false;
         }
         let mut leaves = now;
@@ -129,22 +160,29 @@ impl<T> Link<T> {
             arrives = arrives.max(self.newest_arrival);
         }
         self.newest_arrival = self.newest_arrival.max(arrives);
-        let place = self.carried.partition_point(|(at, _)| *at <= arrives);
-        self.carried.insert(place, (arrives, packet));
+        let place = self
+            .carried
+            .partition_point(|carried| carried.arrives <= arrives);
+        let carried = Carried {
+            leaves,
+            arrives,
+            packet,
+        };
+        self.carried.insert(place, carried);
         true
     }
 
     /// The next packet that has arrived by `now`, and when it did.
     pub fn poll_arrived(&mut self, now: Instant) -> Option<(Instant, T)> {
-        if self.carried.front()?.0 > now {
-            return None;
-        }
-        self.carried.pop_front()
+        let carried = self
+            .carried
+            .pop_front_if(|carried| carried.arrives <= now)?;
+        Some((carried.arrives, carried.packet))
     }
 
     /// When the next packet arrives.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.carried.front().map(|(at, _)| *at)
+        self.carried.front().map(|carried| carried.arrives)
     }
 
     /// How long a packet taken in now would wait in the queue.
@@ -165,6 +203,41 @@ impl<T> Link<T> {
     /// What found no room in the queue.
     pub const fn overflowed(&self) -> Tally {
         self.overflowed
+    }
+
+    /// What still waits in the queue leaves at another rate.
+    fn stretch(&mut self, now: Instant, before: u64, after: u64) {
+        let stretched = |at: Instant| {
+            let nanos = at.saturating_duration_since(now).as_nanos() * u128::from(before)
+                / u128::from(after.max(1));
+            now + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+        };
+        let mut newest = now;
+        for carried in self.carried.iter_mut().filter(|c| c.leaves > now) {
+            let rest = carried.arrives.saturating_duration_since(carried.leaves);
+            carried.leaves = stretched(carried.leaves);
+            carried.arrives = carried.leaves + rest;
+            newest = newest.max(carried.arrives);
+        }
+        self.carried
+            .make_contiguous()
+            .sort_by_key(|carried| carried.arrives);
+        self.free_at = stretched(self.free_at);
+        self.newest_arrival = newest;
+    }
+
+    /// The policer has tokens for it.
+    fn passes(&mut self, now: Instant, bytes: usize) -> bool {
+        let Some(Policer { rate, bucket_bytes }) = self.conditions.policer else {
+            return true;
+        };
+        let full = usize::try_from(bucket_bytes).unwrap_or(usize::MAX);
+        let spent = self.spent_until.max(now) + transfer(rate, bytes);
+        let passes = spent.saturating_duration_since(now) <= transfer(rate, full);
+        if passes {
+            self.spent_until = spent;
+        }
+        passes
     }
 
     fn loses(&mut self) -> bool {
