@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use actix::{Actor, Context, Handler, Message};
-use headwater_media::bwe::{Arrivals, Estimator};
+use headwater_media::bwe::{Arrivals, Estimate, Estimator};
 use headwater_media::rtt::Trust;
 use headwater_node::clock::Clock;
 use metrics::counter;
@@ -37,6 +37,8 @@ pub(crate) struct AbrActor {
     pub(crate) core: Meter,
     pub(crate) round_trip: RoundTrip,
     pub(crate) estimator: Estimator,
+    /// What the shard knows.
+    pub(crate) told: Option<Estimate>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) clock: Clock,
     pub(crate) commands: mpsc::Sender<Command>,
@@ -50,28 +52,44 @@ impl Actor for AbrActor {
     }
 }
 
+impl AbrActor {
+    /// Tells the shard's pacer, if it matters. What a full mailbox refuses is said with the next message.
+    fn tell(&mut self, estimate: Estimate) {
+        let rate = &self.counters.estimate;
+        rate.store(estimate.rate.0, Ordering::Relaxed);
+        if self.told.is_some_and(|told| is_same(told, estimate)) {
+            return;
+        }
+        let viewer = self.viewer;
+        let command = Command::Estimate { viewer, estimate };
+        match self.commands.try_send(command) {
+            Ok(()) => self.told = Some(estimate),
+            Err(_) => counter!(MAILBOX_FULL, "link" => "commands").increment(1),
+        }
+    }
+}
+
+/// A pacer makes no difference between these two: the rate creeps with every message.
+const fn is_same(told: Estimate, estimate: Estimate) -> bool {
+    told.overused == estimate.overused && told.rate.0.abs_diff(estimate.rate.0) <= told.rate.0 / 32
+}
+
 impl Handler<Measured> for AbrActor {
     type Result = ();
 
     fn handle(&mut self, message: Measured, _: &mut Context<Self>) {
         if let Sample::Arrivals(arrivals) = &message.sample {
-            let before = self.estimator.estimate();
             let estimate = self.estimator.handle_arrivals(self.clock.now(), arrivals);
-            if let Some(estimate) = estimate.filter(|_| estimate != before) {
-                let counters = &self.counters;
-                counters.estimate.store(estimate.rate.0, Ordering::Relaxed);
-                let command = Command::Estimate {
-                    viewer: self.viewer,
-                    estimate,
-                };
-                if self.commands.try_send(command).is_err() {
-                    counter!(MAILBOX_FULL, "link" => "commands").increment(1);
-                }
+            if let Some(estimate) = estimate {
+                self.tell(estimate);
             }
         }
         self.core.handle_sample(&message.sample);
         match message.sample {
-            Sample::Report { rtt: Some(rtt), .. } => self.round_trip.note(Trust::Measured, rtt),
+            Sample::Report { rtt: Some(rtt), .. } => {
+                self.round_trip.note(Trust::Measured, rtt);
+                self.estimator.handle_rtt(rtt);
+            }
             Sample::AnsweredWithin(took) => self.round_trip.note(Trust::AtMost, took),
             Sample::Report { rtt: None, .. } | Sample::Arrivals(_) => {}
         }

@@ -54,7 +54,8 @@ pub struct Config {
     /// Limits of the HTTP side.
     pub limits: limits::Config,
     /// How long WebRTC players shall hold a picture back, at least and at most (milliseconds, in steps of 10 up to 40,950), where they
-    /// negotiate the playout-delay extension; none: players decide by themselves.
+    /// negotiate the playout-delay extension; none: players decide by themselves. It holds from about three seconds after a join: until then
+    /// pictures are shown as they come.
     pub playout_delay_ms: Option<[u16; 2]>,
     /// STUN and TURN servers that players are told of. This edge needs none.
     pub ice_servers: Vec<IceServer>,

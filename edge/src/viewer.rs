@@ -83,6 +83,7 @@ impl ViewerActor {
             core: Meter::default(),
             round_trip: round_trip.clone(),
             estimator: Estimator::default(),
+            told: None,
             counters: Arc::clone(&counters),
             clock: clock.clone(),
             commands: commands.clone(),

@@ -207,9 +207,13 @@ impl Socket {
                     let message = &messages[sent];
                     let segment = usize::from(message.segment.unwrap_or(u16::MAX));
                     let narrow = error != Errno::EIO;
-                    let _ = narrow.then(|| allow_fragments(&self.socket, true));
+                    if narrow {
+                        let _ = allow_fragments(&self.socket, true);
+                    }
                     let result = self.send_cut(message, segment, bytes);
-                    let _ = narrow.then(|| allow_fragments(&self.socket, false));
+                    if narrow {
+                        let _ = allow_fragments(&self.socket, false);
+                    }
                     if result.is_err() {
                         counter!(SEND_DROPPED, "reason" => "refused").increment(1);
                     } else if error == Errno::EIO {

@@ -22,7 +22,7 @@ pub(crate) struct Wheel<K> {
     /// The next tick to look at.
     tick: u64,
     /// The first entry of each.
-    buckets: Vec<Option<u32>>,
+    buckets: Vec<Option<usize>>,
     entries: Slab<Entry<K>>,
 }
 
@@ -31,7 +31,7 @@ struct Entry<K> {
     at: u64,
     key: K,
     /// The next one of its bucket.
-    next: Option<u32>,
+    next: Option<usize>,
 }
 
 impl<K: Copy> Wheel<K> {
@@ -49,13 +49,8 @@ impl<K: Copy> Wheel<K> {
     pub(crate) fn schedule(&mut self, at: Instant, key: K) {
         let at = self.tick_after(at).max(self.tick);
         let first = &mut self.buckets[Self::bucket(at)];
-        let entry = self.entries.insert(Entry {
-            at,
-            key,
-            next: *first,
-        });
-        // 2^32 entries would be a hundred gigabytes.
-        *first = u32::try_from(entry).ok();
+        let next = *first;
+        *first = Some(self.entries.insert(Entry { at, key, next }));
     }
 
     /// Moves what is due to `due`.
@@ -67,13 +62,13 @@ impl<K: Copy> Wheel<K> {
         for tick in first..=last {
             let bucket = Self::bucket(tick);
             let mut rest = self.buckets[bucket].take();
-            while let Some(number) = rest {
-                let slot = number as usize;
-                rest = self.entries[slot].next;
-                if self.entries[slot].at <= last {
+            while let Some(slot) = rest {
+                let entry = &mut self.entries[slot];
+                rest = entry.next;
+                if entry.at <= last {
                     due.push(self.entries.remove(slot).key);
                 } else {
-                    self.entries[slot].next = self.buckets[bucket].replace(number);
+                    entry.next = self.buckets[bucket].replace(slot);
                 }
             }
         }
@@ -118,7 +113,7 @@ mod tests {
         let mut now = start();
         let mut wheel = Wheel::new(now);
         let mut due = Vec::new();
-        // Ten turns of the wheel, a hundred entries at a time in ever other buckets.
+        // Ten turns of the wheel, a hundred entries at a time, each time in another bucket.
         for _ in 0..10 * BUCKETS {
             for key in 0..100 {
                 wheel.schedule(now + TICK, key);
