@@ -80,11 +80,13 @@ pub enum UpstreamState {
     Ended,
 }
 
-/// The tracks a replica wants to receive, sorted. Latest value wins (a `watch`).
+/// What a replica wants of its upstream. Latest value wins (a `watch`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wants {
-    /// Sorted by id, no duplicates.
+    /// The tracks to receive, sorted by id, no duplicates.
     pub tracks: Vec<TrackId>,
+    /// Viewers are here for whom renditions are to be made.
+    pub adaptive: bool,
 }
 
 /// What is known of a stream, for whoever opens it.
@@ -162,6 +164,7 @@ impl ReplicaActor {
         // cache is on its way while the stream is still being described.
         let wants = watch::Sender::new(Wants {
             tracks: vec![TrackId::SOURCE_VIDEO, TrackId::OPUS],
+            adaptive: false,
         });
         Self {
             name,
@@ -198,6 +201,7 @@ impl ReplicaActor {
         });
         let mut wants = Wants {
             tracks: wanted.map(|track| track.id).collect(),
+            adaptive: self.adaptive(),
         };
         if wants.tracks.is_empty() {
             wants.tracks = vec![TrackId::SOURCE_VIDEO, TrackId::OPUS];
@@ -216,6 +220,21 @@ impl ReplicaActor {
         self.broadcast(|| Media::Info {
             stream: stream.clone(),
             info: Arc::clone(&info),
+        });
+    }
+
+    /// Every viewer of a shard takes the rendition that its link carries.
+    fn adaptive(&self) -> bool {
+        !self.shards.is_empty()
+    }
+
+    /// Shards came or went.
+    fn tell_adaptive(&self) {
+        let adaptive = self.adaptive();
+        self.wants.send_if_modified(|wants| {
+            let changed = wants.adaptive != adaptive;
+            wants.adaptive = adaptive;
+            changed
         });
     }
 
@@ -375,6 +394,8 @@ impl ReplicaActor {
 
     fn handle_tick(&mut self, ctx: &mut Context<Self>) {
         let now = self.node.clock.now();
+        // Shards that closed their queue are gone without a word.
+        self.tell_adaptive();
         let missing = self
             .missing_since
             .map(|since| now.saturating_duration_since(since));
@@ -475,9 +496,11 @@ impl Handler<Request> for ReplicaActor {
                 } else {
                     self.shards.insert(shard, link);
                 }
+                self.tell_adaptive();
             }
             Request::Detach { shard } => {
                 self.shards.remove(&shard);
+                self.tell_adaptive();
             }
             Request::Idle => self.idle_since = Some(self.node.clock.now()),
         }

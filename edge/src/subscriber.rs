@@ -7,10 +7,10 @@
 
 use std::time::Duration;
 
-use headwater_media::id::{StreamName, TrackId};
+use headwater_media::id::StreamName;
 use headwater_media::replication::clock::Exchange;
 use headwater_media::replication::receiver::{Output, Received};
-use headwater_media::replication::{Position, Receiver};
+use headwater_media::replication::{Position, Receiver, Want};
 use headwater_media::time::WallTime;
 use headwater_media::track::StreamInfo;
 use headwater_media::unit::AccessUnit;
@@ -214,8 +214,8 @@ impl Subscriber {
         };
         let (outbound, requests) = mpsc::channel(OUTBOUND_QUEUE);
         self.core.handle_connected(self.node.clock.now());
-        let want = self.wants.borrow_and_update().tracks.clone();
-        self.core.handle_want(&want);
+        let want = self.want();
+        self.core.handle_want(&want.tracks);
         let subscribe = self.hello(&want);
         // The queue is new and empty.
         let _ = outbound.try_send(message(to_origin::Message::Subscribe(subscribe)));
@@ -252,7 +252,15 @@ impl Subscriber {
         outcome
     }
 
-    fn hello(&self, want: &[TrackId]) -> wire::Subscribe {
+    fn want(&mut self) -> Want {
+        let wants = self.wants.borrow_and_update();
+        Want {
+            tracks: wants.tracks.clone(),
+            adaptive: wants.adaptive,
+        }
+    }
+
+    fn hello(&self, want: &Want) -> wire::Subscribe {
         let have: Vec<Position> = self.core.have();
         wire::Subscribe {
             stream: self.name.to_string(),
@@ -329,15 +337,11 @@ impl Subscriber {
             let _ = call.outbound.try_send(message(output));
         }
         if call.want_due {
-            let want = self.wants.borrow_and_update().tracks.clone();
-            let sent =
-                call.outbound
-                    .try_send(message(to_origin::Message::Want(convert::want_to_wire(
-                        &want,
-                    ))));
-            if sent.is_ok() {
+            let want = self.want();
+            let told = to_origin::Message::Want(convert::want_to_wire(&want));
+            if call.outbound.try_send(message(told)).is_ok() {
                 call.want_due = false;
-                self.core.handle_want(&want);
+                self.core.handle_want(&want.tracks);
             }
         }
     }

@@ -24,5 +24,14 @@ pub struct Position {
     pub sequence: u64,
 }
 
+/// What a subscriber asks of its upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Want {
+    /// The tracks it is to get.
+    pub tracks: Vec<TrackId>,
+    /// It has viewers who would take lower renditions, or need one without B-frames: making them is worth its cost.
+    pub adaptive: bool,
+}
+
 #[cfg(test)]
 mod tests;

@@ -27,6 +27,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) now: Instant,
     pub(crate) started: Instant,
     pub(crate) subscribers: usize,
+    /// Those with viewers for renditions.
+    pub(crate) adaptive_subscribers: usize,
     pub(crate) dropped_units: u64,
 }
 
@@ -55,6 +57,7 @@ pub(crate) fn stream(facts: &Facts<'_>) -> Value {
         "tracks": tracks,
         "audio_problem": info.audio_problem.as_deref(),
         "subscribers": facts.subscribers,
+        "adaptive_subscribers": facts.adaptive_subscribers,
         "dropped_units": facts.dropped_units,
     })
 }
@@ -159,6 +162,7 @@ mod tests {
             now,
             started: now,
             subscribers: 2,
+            adaptive_subscribers: 1,
             dropped_units: 0,
         });
         let track = &value["tracks"][0];

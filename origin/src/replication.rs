@@ -33,7 +33,7 @@ use tracing::{debug, info, warn};
 
 use crate::metrics as names;
 use crate::registry::Registry;
-use crate::stream::{Attach, Attached, Backlog, EndReason, Item, Stat, StreamActor};
+use crate::stream::{Adapt, Attach, Attached, Backlog, EndReason, Item, Stat, StreamActor};
 
 /// A call whose first message takes longer is ended.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -195,7 +195,11 @@ impl Replication for Service {
             subscriber,
             attachment,
             items,
-        } = ask(stream.send(Attach { have: have.clone() })).await?;
+        } = ask(stream.send(Attach {
+            have: have.clone(),
+            adaptive: want.adaptive,
+        }))
+        .await?;
 
         let resumed = attachment.resumed;
         let label = if resumed { "true" } else { "false" };
@@ -205,7 +209,7 @@ impl Replication for Service {
             backlog = attachment.backlog.len(), "subscriber attached"
         );
         let mut core =
-            replication::Sender::new(self.window, want, if resumed { &have } else { &[] });
+            replication::Sender::new(self.window, want.tracks, if resumed { &have } else { &[] });
         core.handle_info(attachment.info);
         core.handle_backlog(self.clock.now(), attachment.backlog);
         let (outbound, responses) = mpsc::channel(OUTBOUND_QUEUE);
@@ -217,6 +221,7 @@ impl Replication for Service {
             items,
             inbound,
             outbound,
+            adaptive: want.adaptive,
             pongs: VecDeque::new(),
             end: None,
             skips: 0,
@@ -278,6 +283,8 @@ struct Session {
     items: mpsc::Receiver<Item>,
     inbound: Streaming<wire::ToOrigin>,
     outbound: mpsc::Sender<Result<wire::ToEdge, Status>>,
+    /// The stream knows it of this subscriber.
+    adaptive: bool,
     pongs: VecDeque<(wire::Ping, WallTime)>,
     end: Option<EndReason>,
     skips: u64,
@@ -343,7 +350,13 @@ impl Session {
             }
             Some(to_origin::Message::Want(want)) => {
                 let want = convert::want_from_wire(&want).map_err(|error| invalid(&error))?;
-                let fresh: Vec<TrackId> = self.core.handle_want(want);
+                if std::mem::replace(&mut self.adaptive, want.adaptive) != want.adaptive {
+                    Sender::<Adapt>::new(&self.stream).post(Adapt {
+                        subscriber: self.subscriber,
+                        adaptive: want.adaptive,
+                    });
+                }
+                let fresh: Vec<TrackId> = self.core.handle_want(want.tracks);
                 if !fresh.is_empty() {
                     Sender::<Backlog>::new(&self.stream).post(Backlog {
                         subscriber: self.subscriber,

@@ -114,6 +114,8 @@ struct Audio {
 #[rtype(result = "Attached")]
 pub(crate) struct Attach {
     pub(crate) have: Vec<Position>,
+    /// See [`headwater_media::replication::Want::adaptive`].
+    pub(crate) adaptive: bool,
 }
 
 /// A subscriber's start.
@@ -129,6 +131,14 @@ pub(crate) struct Attached {
 pub(crate) struct Backlog {
     pub(crate) subscriber: u64,
     pub(crate) tracks: Vec<TrackId>,
+}
+
+/// A subscriber has viewers for renditions now, or no longer. One that goes needs no message: its queue closes.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Adapt {
+    pub(crate) subscriber: u64,
+    pub(crate) adaptive: bool,
 }
 
 /// The stream for the API.
@@ -159,6 +169,7 @@ pub(crate) struct Stop {
 struct Subscriber {
     id: u64,
     items: mpsc::Sender<Item>,
+    adaptive: bool,
 }
 
 /// See the module.
@@ -436,6 +447,7 @@ impl Handler<Attach> for StreamActor {
         self.subscribers.push(Subscriber {
             id: subscriber,
             items,
+            adaptive: message.adaptive,
         });
         MessageResult(Attached {
             subscriber,
@@ -458,6 +470,17 @@ impl Handler<Backlog> for StreamActor {
     }
 }
 
+impl Handler<Adapt> for StreamActor {
+    type Result = ();
+
+    fn handle(&mut self, message: Adapt, _: &mut Self::Context) {
+        let mut subscribers = self.subscribers.iter_mut();
+        if let Some(subscriber) = subscribers.find(|entry| entry.id == message.subscriber) {
+            subscriber.adaptive = message.adaptive;
+        }
+    }
+}
+
 impl Handler<Describe> for StreamActor {
     type Result = MessageResult<Describe>;
 
@@ -474,6 +497,7 @@ impl Handler<Describe> for StreamActor {
             now,
             started: self.started,
             subscribers: self.subscribers.len(),
+            adaptive_subscribers: self.subscribers.iter().filter(|s| s.adaptive).count(),
             dropped_units: self.dropped_units,
         }))
     }

@@ -273,7 +273,10 @@ async fn watch(grpc: SocketAddr, stream: &str, begun: oneshot::Sender<()>, last:
     };
     let subscribe = Subscribe {
         stream: stream.to_owned(),
-        want: Some(Want { track_ids: vec![0] }),
+        want: Some(Want {
+            track_ids: vec![0],
+            adaptive: false,
+        }),
         node: "e1".to_owned(),
         ..Subscribe::default()
     };

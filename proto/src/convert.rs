@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use headwater_media::codec::{aac, h264, opus};
 use headwater_media::id::{Bitrate, Epoch, InvalidStreamName, TrackId};
-use headwater_media::replication::Position;
+use headwater_media::replication::{Position, Want};
 use headwater_media::time::{MediaTime, WallTime};
 use headwater_media::track;
 use headwater_media::unit::AccessUnit;
@@ -65,17 +65,23 @@ fn track_id(id: u32) -> Result<TrackId, Error> {
 ///
 /// # Errors
 /// If there are too many, or one is out of range.
-pub fn want_from_wire(want: &wire::Want) -> Result<Vec<TrackId>, Error> {
+pub fn want_from_wire(want: &wire::Want) -> Result<Want, Error> {
     if want.track_ids.len() > TRACKS_MAX {
         return Err(Error::OutOfRange("track_ids"));
     }
-    want.track_ids.iter().map(|&id| track_id(id)).collect()
+    let tracks: Result<Vec<TrackId>, Error> =
+        want.track_ids.iter().map(|&id| track_id(id)).collect();
+    Ok(Want {
+        tracks: tracks?,
+        adaptive: want.adaptive,
+    })
 }
 
 /// See [`wire::Want`].
-pub fn want_to_wire(tracks: &[TrackId]) -> wire::Want {
+pub fn want_to_wire(want: &Want) -> wire::Want {
     wire::Want {
-        track_ids: tracks.iter().map(|id| u32::from(id.0)).collect(),
+        track_ids: want.tracks.iter().map(|id| u32::from(id.0)).collect(),
+        adaptive: want.adaptive,
     }
 }
 
@@ -341,6 +347,27 @@ mod tests {
         newer.codec = 1000;
         let read = track::StreamInfo::try_from(info(vec![newer, opus_track(2)])).expect("readable");
         assert_eq!(read.tracks.len(), 1);
+    }
+
+    #[test]
+    fn wants_survive_the_wire_and_hostile_ones_are_refused() {
+        let want = Want {
+            tracks: vec![TrackId::SOURCE_VIDEO, TrackId(17)],
+            adaptive: true,
+        };
+        assert_eq!(want_from_wire(&want_to_wire(&want)), Ok(want));
+        let check = |track_ids: Vec<u32>| {
+            want_from_wire(&wire::Want {
+                track_ids,
+                adaptive: false,
+            })
+        };
+        assert_eq!(check(vec![65_536]), Err(Error::OutOfRange("track_id")));
+        assert_eq!(
+            check((0..65).collect()),
+            Err(Error::OutOfRange("track_ids"))
+        );
+        assert_eq!(check(Vec::new()), Ok(Want::default()));
     }
 
     proptest! {

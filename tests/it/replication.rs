@@ -124,11 +124,12 @@ impl Cluster {
         let collector = Collector { feed }.start();
         let wants = Wants {
             tracks: vec![TrackId::SOURCE_VIDEO],
+            adaptive: false,
         };
         let (wants, receiver) = watch::channel(wants);
         Subscription {
             _handle: subscriber::spawn(node, name(), receiver, Sender::new(&collector)),
-            _wants: wants,
+            wants,
             inbox,
             waiting: VecDeque::new(),
         }
@@ -204,7 +205,7 @@ impl Handler<Feed> for Collector {
 
 struct Subscription {
     _handle: subscriber::Handle,
-    _wants: watch::Sender<Wants>,
+    wants: watch::Sender<Wants>,
     inbox: mpsc::UnboundedReceiver<Feed>,
     /// Units that came while something else was waited for.
     waiting: VecDeque<Arc<AccessUnit>>,
@@ -310,6 +311,44 @@ fn an_edge_gets_the_gop_and_resumes_without_a_gap_after_a_cut() {
 }
 
 #[test]
+fn the_origin_knows_who_has_viewers_for_renditions() {
+    run(async {
+        let cluster = Cluster::start(|_| {}).await;
+        let mut publisher = cluster.publish().await;
+        let edge = cluster.edge.clone();
+        let subscription = cluster.subscribe(&edge);
+        let _other = cluster.subscribe(&edge);
+        let report = cluster.origin().report();
+        let mut reaches = async |adaptive: u64| {
+            let reached = async {
+                loop {
+                    // Who is gone is noticed with the next unit.
+                    publisher.send(1, 1000).await;
+                    let streams = report.streams().await;
+                    if streams[0]["adaptive_subscribers"] == adaptive {
+                        return;
+                    }
+                }
+            };
+            tokio::time::timeout(PATIENCE, reached)
+                .await
+                .expect("the origin notices");
+        };
+        let tell = |adaptive| subscription.wants.send_modify(|w| w.adaptive = adaptive);
+        reaches(0).await;
+        tell(true);
+        reaches(1).await;
+        tell(false);
+        reaches(0).await;
+        tell(true);
+        reaches(1).await;
+        drop(subscription);
+        reaches(0).await;
+        cluster.stop().await;
+    });
+}
+
+#[test]
 fn a_subscriber_that_stalls_skips_and_its_neighbour_never_notices() {
     run(async {
         let cluster = Cluster::start(|config| config.origin.window_bytes = 1 << 20).await;
@@ -329,7 +368,10 @@ fn a_subscriber_that_stalls_skips_and_its_neighbour_never_notices() {
             let (outbound, requests) = mpsc::channel(1024);
             let subscribe = wire::Subscribe {
                 stream: name().to_string(),
-                want: Some(wire::Want { track_ids: vec![0] }),
+                want: Some(wire::Want {
+                    track_ids: vec![0],
+                    adaptive: false,
+                }),
                 ..wire::Subscribe::default()
             };
             let message = |message| wire::ToOrigin {

@@ -74,12 +74,17 @@ pub struct Position {
     #[prost(uint64, tag = "3")]
     pub sequence: u64,
 }
-/// Which tracks to send from now on; replaces the previous one. Tracks that are new in it start at a keyframe.
+/// What to send from now on; replaces the previous one. Tracks that are new in it start at a keyframe.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Want {
     /// `Track.id` of each. Ids that the stream does not have (yet) are no error.
     #[prost(uint32, repeated, tag = "1")]
     pub track_ids: ::prost::alloc::vec::Vec<u32>,
+    /// Viewers are here who would take lower renditions than the publisher's, or who need one without B-frames, so making
+    /// them is worth its CPU. They appear in `StreamInfo` when there are some, and go a while after the last subscriber
+    /// stopped saying so. A subscriber that does not know this field gets what is there.
+    #[prost(bool, tag = "2")]
+    pub adaptive: bool,
 }
 /// How many units (not gaps, infos or pongs) the subscriber has read from this call so far; at least every 100 ms while
 /// units arrive.
