@@ -1,13 +1,15 @@
-//! The late-join cache: the source video since its newest keyframe, and the audio that covers it.
+//! The late-join cache: of each video track what came since its newest keyframe, and the audio that covers it.
 //!
-//! Whoever attaches gets it first, so that the first picture needs no waiting for a keyframe. Bounded in bytes and time: a GOP
-//! that outgrows a bound is dropped whole, since half a GOP is of no use, and the cache fills again at the next keyframe. A stream
-//! without video keeps its last second of audio.
+//! Whoever attaches gets it first, so that the first picture needs no waiting for a keyframe, and whoever turns to another
+//! rendition gets that one's part. Bounded in bytes over all tracks, and in time: a GOP that outgrows a bound is dropped whole,
+//! since half a GOP is of no use, and the cache fills again at the track's next keyframe. A stream without video keeps its last
+//! second of audio.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::id::TrackId;
 use crate::time::MediaTime;
 use crate::unit::{AccessUnit, MediaKind};
 
@@ -16,20 +18,28 @@ use crate::unit::{AccessUnit, MediaKind};
 pub struct Limits {
     /// Payload bytes.
     pub bytes: usize,
-    /// Media time of the GOP.
+    /// Media time of a GOP.
     pub span: Duration,
 }
 
 /// Audio kept while there is no GOP to cover: enough for a listener's buffer to start.
 const AUDIO_ALONE: Duration = Duration::from_secs(1);
 
-/// The newest GOP with its audio, in order of arrival.
+/// The newest GOP of each video track with the audio for them, in order of arrival.
 #[derive(Debug)]
 pub struct GopCache {
     limits: Limits,
     units: VecDeque<(MediaKind, Arc<AccessUnit>)>,
     bytes: usize,
-    keyframe_dts: Option<MediaTime>,
+    gops: Vec<Gop>,
+}
+
+/// The cached GOP of a video track.
+#[derive(Debug)]
+struct Gop {
+    track: TrackId,
+    keyframe_dts: MediaTime,
+    bytes: usize,
 }
 
 impl GopCache {
@@ -39,33 +49,38 @@ impl GopCache {
             limits,
             units: VecDeque::new(),
             bytes: 0,
-            keyframe_dts: None,
+            gops: Vec::new(),
         }
     }
 
     /// Takes the next unit of a track.
     pub fn push(&mut self, kind: MediaKind, unit: &Arc<AccessUnit>) {
-        match kind {
-            MediaKind::Video if unit.keyframe => {
-                let from = unit.dts;
-                self.retain(|kind, unit| kind == MediaKind::Audio && unit.dts >= from);
-                self.keyframe_dts = Some(from);
+        let bytes = unit.payload.len();
+        if kind == MediaKind::Video {
+            if unit.keyframe {
+                self.forget(unit.track);
+                self.gops.push(Gop {
+                    track: unit.track,
+                    keyframe_dts: unit.dts,
+                    bytes: 0,
+                });
+                self.trim_audio();
             }
-            // Without its keyframe nothing can be done with it.
-            MediaKind::Video if self.keyframe_dts.is_none() => return,
-            MediaKind::Video | MediaKind::Audio => {}
+            let mut gops = self.gops.iter_mut();
+            match gops.find(|gop| gop.track == unit.track) {
+                Some(gop) => gop.bytes = gop.bytes.saturating_add(bytes),
+                // Without its keyframe nothing can be done with it.
+                None => return,
+            }
         }
-        self.bytes = self.bytes.saturating_add(unit.payload.len());
+        self.bytes = self.bytes.saturating_add(bytes);
         self.units.push_back((kind, Arc::clone(unit)));
 
-        let begin = self.keyframe_dts;
-        if begin.is_some_and(|begin| unit.dts.since(begin) > self.limits.span)
-            || (begin.is_some() && self.bytes > self.limits.bytes)
-        {
-            self.keyframe_dts = None;
-            self.retain(|kind, _| kind == MediaKind::Audio);
+        while let Some(track) = self.outgrown(unit.dts) {
+            self.forget(track);
+            self.trim_audio();
         }
-        if self.keyframe_dts.is_none() {
+        if self.gops.is_empty() {
             while let Some((_, oldest)) = self.units.front()
                 && (unit.dts.since(oldest.dts) > AUDIO_ALONE || self.bytes > self.limits.bytes)
             {
@@ -75,11 +90,19 @@ impl GopCache {
         }
     }
 
-    /// Forgets everything: a new epoch or video configuration began.
+    /// Forgets a video track: it went, or is coded differently from here on.
+    pub fn forget(&mut self, track: TrackId) {
+        if let Some(at) = self.gops.iter().position(|gop| gop.track == track) {
+            self.gops.swap_remove(at);
+            self.retain(|_, unit| unit.track != track);
+        }
+    }
+
+    /// Forgets everything: a new epoch began.
     pub fn clear(&mut self) {
         self.units.clear();
         self.bytes = 0;
-        self.keyframe_dts = None;
+        self.gops.clear();
     }
 
     /// What is cached, in order of arrival.
@@ -90,6 +113,24 @@ impl GopCache {
     /// Payload bytes held.
     pub const fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// A track whose GOP is too long at `now`, or the largest if all of them together are too large.
+    fn outgrown(&self, now: MediaTime) -> Option<TrackId> {
+        let too_long = |gop: &&Gop| now.since(gop.keyframe_dts) > self.limits.span;
+        let largest = || {
+            let gops = self.gops.iter().max_by_key(|gop| gop.bytes);
+            gops.filter(|_| self.bytes > self.limits.bytes)
+        };
+        let gop = self.gops.iter().find(too_long).or_else(largest);
+        gop.map(|gop| gop.track)
+    }
+
+    /// Drops the audio that no GOP needs. Without one all of it stays, for [`AUDIO_ALONE`] to bound.
+    fn trim_audio(&mut self) {
+        if let Some(from) = self.gops.iter().map(|gop| gop.keyframe_dts).min() {
+            self.retain(|kind, unit| kind == MediaKind::Video || unit.dts >= from);
+        }
     }
 
     fn retain(&mut self, keep: impl Fn(MediaKind, &AccessUnit) -> bool) {
@@ -180,6 +221,45 @@ mod tests {
             video(&mut cache, millis + 20, true, 10);
             assert_eq!(held(&cache), [(0, millis + 20)]);
         }
+    }
+
+    const LOWER: TrackId = TrackId(16);
+
+    fn lower(cache: &mut GopCache, millis: i64, keyframe: bool, bytes: usize) {
+        cache.push(MediaKind::Video, &unit(LOWER, millis, keyframe, bytes));
+    }
+
+    #[test]
+    fn each_track_has_its_own_gop_and_audio_covers_the_earliest() {
+        let mut cache = cache();
+        for millis in [0, 40] {
+            video(&mut cache, millis, millis == 0, 10);
+            lower(&mut cache, millis, millis == 0, 10);
+            audio(&mut cache, millis + 5);
+        }
+        lower(&mut cache, 80, true, 10);
+        let source = [(0, 0), (1, 5), (0, 40), (1, 45)];
+        assert_eq!(held(&cache), [&source[..], &[(16, 80)]].concat());
+        video(&mut cache, 80, true, 10);
+        assert_eq!(held(&cache), [(16, 80), (0, 80)]);
+        cache.forget(LOWER);
+        assert_eq!(held(&cache), [(0, 80)]);
+        lower(&mut cache, 120, false, 10);
+        assert_eq!(held(&cache), [(0, 80)], "its keyframe is gone");
+        assert_eq!(cache.bytes(), 10);
+    }
+
+    #[test]
+    fn the_largest_gop_makes_room_and_a_track_that_stopped_is_not_kept() {
+        let mut cache = cache();
+        video(&mut cache, 0, true, 700);
+        lower(&mut cache, 0, true, 200);
+        lower(&mut cache, 40, false, 101);
+        assert_eq!(held(&cache), [(16, 0), (16, 40)]);
+        assert_eq!(cache.bytes(), 301);
+        video(&mut cache, 9000, true, 10);
+        video(&mut cache, 10_040, false, 10);
+        assert_eq!(held(&cache), [(0, 9000), (0, 10_040)]);
     }
 
     #[test]

@@ -167,6 +167,8 @@ impl TrackId {
     pub const SOURCE_AUDIO: Self = Self(1);
     /// The audio in Opus, made by the origin.
     pub const OPUS: Self = Self(2);
+    /// Further renditions have this number or one above it, in the order in which their names first occurred.
+    pub const FIRST_RENDITION: Self = Self(16);
 }
 
 impl fmt::Display for TrackId {

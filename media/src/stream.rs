@@ -1,10 +1,14 @@
 //! A live stream's core: what a publisher sends becomes access units on one timeline, numbered per track, and late subscribers get
 //! what they need to start or to go on.
 //!
+//! The publisher's default video is the rendition `source`. Others are named by the height of their pictures and come from further tracks
+//! of the publisher, or are made from it by the origin, which gives their times on the timeline ([`Stream::handle_rendition_unit`]). A
+//! rendition is listed from its first keyframe on.
+//!
 //! Invariants: within a track, DTS rises and sequence numbers are gapless from 0 in each epoch; the first unit of an epoch, of a
-//! configuration and after a loss is a keyframe; the timeline goes on when a publisher returns. The origin's `StreamActor` owns one.
+//! configuration and after a loss is a keyframe; a rendition has its number as long as the stream lives; the timeline goes on when a
+//! publisher returns. The origin's `StreamActor` owns one.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,14 +19,21 @@ use crate::gop_cache::{GopCache, Limits};
 use crate::id::{Epoch, StreamName, TrackId};
 use crate::replication::Position;
 use crate::time::{MediaTime, WallTime};
-use crate::track::{Configuration, StreamInfo, Track};
-use crate::unit::{AccessUnit, IngestUnit, MediaKind};
+use crate::track::{Configuration, StreamInfo};
+use crate::unit::{AccessUnit, IngestUnit, MediaKind, SourceTrack};
 
 mod observe;
+mod renditions;
 mod timeline;
+mod track;
+mod tracks;
+mod window;
 
-use observe::{Order, Rate};
+pub use renditions::TooManyRenditions;
 use timeline::Timeline;
+use track::{Feed, TrackState};
+use tracks::Tracks;
+use window::Window;
 
 /// Composition offsets are held within this; no encoder reorders over seconds.
 const COMPOSITION_OFFSET_MAX: MediaTime = MediaTime::from_millis(5000);
@@ -89,81 +100,16 @@ pub struct Observed {
 #[derive(Debug)]
 pub struct Stream {
     name: StreamName,
-    config: Config,
     epoch: Epoch,
     publishing: bool,
     /// When the present publisher's first unit came.
     first_unit_at: Option<Instant>,
     timeline: Timeline,
-    tracks: Vec<TrackState>,
+    tracks: Tracks,
     gop: GopCache,
-    window: VecDeque<(Instant, Arc<AccessUnit>)>,
-    window_bytes: usize,
+    window: Window,
     audio_problem: Option<Arc<str>>,
     changed: bool,
-}
-
-#[derive(Debug)]
-struct TrackState {
-    id: TrackId,
-    configuration: Arc<Configuration>,
-    configuration_id: u32,
-    /// Part of the stream. A track that went keeps its place, so that its sequence goes on if it comes back within the epoch.
-    listed: bool,
-    /// The present publisher announced it.
-    confirmed: bool,
-    next_sequence: u64,
-    awaiting_keyframe: bool,
-    discontinuity: bool,
-    last_dts: Option<MediaTime>,
-    last_keyframe_dts: Option<MediaTime>,
-    keyframe_interval: Option<Duration>,
-    order: Order,
-    rate: Rate,
-}
-
-impl TrackState {
-    fn new(id: TrackId, configuration: Configuration) -> Self {
-        Self {
-            id,
-            order: order_of(&configuration),
-            configuration: Arc::new(configuration),
-            configuration_id: 0,
-            listed: true,
-            confirmed: true,
-            next_sequence: 0,
-            awaiting_keyframe: true,
-            discontinuity: false,
-            last_dts: None,
-            last_keyframe_dts: None,
-            keyframe_interval: None,
-            rate: Rate::new(),
-        }
-    }
-
-    fn begin_anew(&mut self) {
-        self.awaiting_keyframe = true;
-        self.discontinuity = self.last_dts.is_some();
-        self.last_keyframe_dts = None;
-    }
-
-    fn describe(&mut self, now: Instant) -> Track {
-        Track {
-            id: self.id,
-            rendition: SOURCE.into(),
-            configuration: Arc::clone(&self.configuration),
-            configuration_id: self.configuration_id,
-            bitrate: self.rate.measure(now).0,
-            reordered: self.order.reordered(),
-        }
-    }
-}
-
-fn order_of(configuration: &Configuration) -> Order {
-    match configuration {
-        Configuration::H264(h264) => Order::new(h264.max_reorder_frames),
-        Configuration::Aac(_) | Configuration::Opus(_) => Order::default(),
-    }
 }
 
 impl Stream {
@@ -171,37 +117,32 @@ impl Stream {
     pub fn new(name: StreamName, config: Config) -> Self {
         Self {
             name,
-            config,
             epoch: Epoch::default(),
             publishing: false,
             first_unit_at: None,
             timeline: Timeline::default(),
-            tracks: Vec::new(),
+            tracks: Tracks::new(),
             gop: GopCache::new(config.gop),
-            window: VecDeque::new(),
-            window_bytes: 0,
+            window: Window::new(config.resume),
             audio_problem: None,
             changed: true,
         }
     }
 
-    /// A publisher begins, the first or one that returns: sequences start anew, the timeline goes on.
+    /// A publisher begins, the first or one that returns: sequences start anew, the timeline goes on. Renditions that the origin makes are
+    /// declared anew for it.
     pub fn handle_begin(&mut self, epoch: Epoch) {
         debug_assert!(epoch >= self.epoch, "the directory's epochs rise");
         self.epoch = epoch;
         self.publishing = true;
         self.first_unit_at = None;
         self.timeline.begin();
-        for track in &mut self.tracks {
-            track.confirmed = false;
-            track.next_sequence = 0;
-            track.order = order_of(&track.configuration);
-            track.begin_anew();
+        for track in self.tracks.iter_mut() {
+            track.begin_epoch();
         }
         // Units of two epochs are never mixed, so nobody can resume across this.
         self.gop.clear();
         self.window.clear();
-        self.window_bytes = 0;
         self.audio_problem = None;
         self.changed = true;
     }
@@ -212,49 +153,48 @@ impl Stream {
         self.changed = true;
     }
 
-    /// The publisher says how it codes one of its tracks. True if that is news: a new track or another configuration.
-    pub fn handle_configuration(&mut self, configuration: Configuration) -> bool {
-        let id = match configuration {
-            Configuration::H264(_) => TrackId::SOURCE_VIDEO,
-            Configuration::Aac(_) => TrackId::SOURCE_AUDIO,
-            Configuration::Opus(_) => TrackId::OPUS,
-        };
-        if id == TrackId::SOURCE_AUDIO
-            && let Some(opus) = self.listed().find(|track| track.id == TrackId::OPUS)
-        {
-            // It is made from this one, and its encoder says nothing as long as its own configuration stays.
-            opus.confirmed = true;
+    /// The publisher says how it codes one of its tracks; `track` tells apart those of one kind. True if that is news: a new track or
+    /// another configuration. Sound has one track.
+    ///
+    /// # Errors
+    /// If it is one rendition too many.
+    pub fn handle_configuration(
+        &mut self,
+        track: SourceTrack,
+        configuration: Configuration,
+    ) -> Result<bool, TooManyRenditions> {
+        match &configuration {
+            Configuration::H264(h264) if track != SourceTrack::DEFAULT => {
+                let name = format!("{}p", h264.height);
+                let feed = Feed::Publisher(track);
+                self.configure_rendition(&name, feed, configuration)
+                    .map(|(_, news)| news)
+            }
+            Configuration::H264(_) => {
+                Ok(self.configure(TrackId::SOURCE_VIDEO, Feed::SOURCE, configuration))
+            }
+            Configuration::Aac(_) => {
+                if let Some(opus) = self.tracks.listed().find(|track| track.id == TrackId::OPUS) {
+                    // It is made from this one, and its encoder says nothing as long as its own configuration stays.
+                    opus.confirmed = true;
+                }
+                Ok(self.configure(TrackId::SOURCE_AUDIO, Feed::SOURCE, configuration))
+            }
+            Configuration::Opus(_) => Ok(self.configure(TrackId::OPUS, Feed::Made, configuration)),
         }
-        let Some(track) = self.tracks.iter_mut().find(|track| track.id == id) else {
-            self.tracks.push(TrackState::new(id, configuration));
-            self.tracks.sort_by_key(|track| track.id);
-            self.changed = true;
-            return true;
-        };
-        track.confirmed = true;
-        let came_back = !std::mem::replace(&mut track.listed, true);
-        if *track.configuration != configuration {
-            track.configuration = Arc::new(configuration);
-            track.configuration_id = track.configuration_id.wrapping_add(1);
-        } else if !came_back {
-            return false;
+    }
+
+    /// The publisher ended one of its tracks. Sound and the default video stay: encoders say so between scenes.
+    pub fn handle_end(&mut self, kind: MediaKind, track: SourceTrack) {
+        if let Some(at) = self.tracks.fed_by(kind, Feed::Publisher(track)) {
+            self.remove_rendition(self.tracks[at].id);
         }
-        track.order = order_of(&track.configuration);
-        track.begin_anew();
-        if id == TrackId::SOURCE_VIDEO {
-            // Parameter sets go out from the newest configuration only, which an older GOP does not match.
-            self.gop.clear();
-        }
-        self.changed = true;
-        true
     }
 
     /// Units of the publisher were lost on their way here: the track goes on at the next keyframe.
-    pub fn handle_loss(&mut self, kind: MediaKind) {
-        let id = source(kind);
-        if let Some(track) = self.tracks.iter_mut().find(|track| track.id == id) {
-            track.awaiting_keyframe = true;
-            track.discontinuity = true;
+    pub fn handle_loss(&mut self, kind: MediaKind, track: SourceTrack) {
+        if let Some(at) = self.tracks.fed_by(kind, Feed::Publisher(track)) {
+            self.tracks[at].lose();
         }
     }
 
@@ -273,18 +213,16 @@ impl Stream {
         if unit.payload.is_empty() {
             return Err(Dropped::Empty);
         }
-        let id = source(unit.kind);
         let at = self
             .tracks
-            .iter()
-            .position(|track| track.id == id && track.confirmed)
+            .fed_by(unit.kind, Feed::Publisher(unit.track))
             .ok_or(Dropped::NoConfiguration)?;
         let keyframe = unit.keyframe || unit.kind == MediaKind::Audio;
         if self.tracks[at].awaiting_keyframe && !keyframe {
             return Err(Dropped::AwaitingKeyframe);
         }
         self.first_unit_at.get_or_insert(now);
-        let mapped = self.timeline.map(now, unit.kind, unit.dts);
+        let mapped = self.timeline.map(now, self.tracks[at].id, unit.dts);
         let composition = unit.pts - unit.dts;
         // A picture can't be decoded after it is shown: a repaired DTS takes the PTS along.
         let pts = match unit.kind {
@@ -312,7 +250,7 @@ impl Stream {
             payload: unit.payload,
             ingest_time: unit.ingest_time,
         };
-        Ok(self.emit(now, at, unit.kind, placed))
+        Ok(self.emit(now, at, placed))
     }
 
     /// Takes what the origin's own Opus encoder made; its time is the timeline's already.
@@ -332,12 +270,9 @@ impl Stream {
         }
         let at = self
             .tracks
-            .iter()
             .position(|track| track.id == TrackId::OPUS && track.confirmed)
             .ok_or(Dropped::NoConfiguration)?;
-        let dts = self.tracks[at]
-            .last_dts
-            .map_or(pts, |last| pts.max(last + MediaTime::from_ticks(1)));
+        let dts = self.tracks[at].earliest(pts);
         let placed = Placed {
             dts,
             pts: dts,
@@ -348,14 +283,15 @@ impl Stream {
             payload,
             ingest_time,
         };
-        Ok(self.emit(now, at, MediaKind::Audio, placed))
+        Ok(self.emit(now, at, placed))
     }
 
     /// There is Opus audio from now on, or another kind of it. True if that is news.
     pub fn handle_opus_configuration(&mut self, configuration: opus::Configuration) -> bool {
         self.audio_problem = None;
         self.changed = true;
-        self.handle_configuration(Configuration::Opus(configuration))
+        let configuration = Configuration::Opus(configuration);
+        self.configure(TrackId::OPUS, Feed::Made, configuration)
     }
 
     /// There is no Opus audio, and why. The Opus track goes.
@@ -365,7 +301,7 @@ impl Stream {
         self.changed = true;
     }
 
-    /// Housekeeping, each second or so: tracks that a returned publisher no longer has go.
+    /// Housekeeping, each second or so: tracks that a returned publisher no longer has go, and renditions that it stopped sending.
     pub fn handle_timeout(&mut self, now: Instant) {
         let settled = self
             .first_unit_at
@@ -381,7 +317,8 @@ impl Stream {
                 self.remove_track(id);
             }
         }
-        self.trim_window(now);
+        self.unlist_silent(now);
+        self.window.trim(now);
     }
 
     /// What the stream is, with rates measured up to `now`.
@@ -389,7 +326,11 @@ impl Stream {
         StreamInfo {
             name: self.name.clone(),
             epoch: self.epoch,
-            tracks: self.listed().map(|track| track.describe(now)).collect(),
+            tracks: self
+                .tracks
+                .listed()
+                .map(|track| track.describe(now))
+                .collect(),
             publishing: self.publishing,
             audio_problem: self.audio_problem.clone(),
             settled: self.settled(now),
@@ -402,7 +343,7 @@ impl Stream {
                 .tracks
                 .iter()
                 .filter(|track| track.listed && track.confirmed);
-            confirmed.any(|track| track.configuration.kind() == kind)
+            confirmed.any(|track| track.kind() == kind)
         };
         (announced(MediaKind::Video) && announced(MediaKind::Audio))
             || self
@@ -417,13 +358,8 @@ impl Stream {
 
     /// What is seen of each track.
     pub fn observe(&mut self, now: Instant) -> Vec<Observed> {
-        self.listed()
-            .map(|track| Observed {
-                track: track.id,
-                units_per_second: track.rate.measure(now).1,
-                keyframe_interval: track.keyframe_interval,
-            })
-            .collect()
+        let listed = self.tracks.listed();
+        listed.map(|track| track.observed(now)).collect()
     }
 
     /// The name.
@@ -450,6 +386,12 @@ impl Stream {
     /// What a subscriber that has the positions `have` (none: a new one) starts with.
     pub fn attach(&mut self, now: Instant, have: &[Position]) -> Attachment {
         let info = Arc::new(self.info(now));
+        // A rendition that went meanwhile is no reason to begin anew with the others.
+        let listed = |position: &&Position| {
+            let mut tracks = self.tracks.iter();
+            tracks.any(|track| track.listed && track.id == position.track)
+        };
+        let have: Vec<&Position> = have.iter().filter(listed).collect();
         let resumed = !have.is_empty() && have.iter().all(|position| self.continues(position));
         let had = |unit: &AccessUnit| have.iter().find(|position| position.track == unit.track);
         let mut backlog: Vec<Arc<AccessUnit>> = self
@@ -459,8 +401,9 @@ impl Stream {
             .cloned()
             .collect();
         if resumed {
-            let missed = self.window.iter().map(|(_, unit)| unit);
-            let missed = missed
+            let missed = self
+                .window
+                .units()
                 .filter(|unit| had(unit).is_some_and(|position| unit.sequence > position.sequence));
             backlog.extend(missed.cloned());
             backlog.sort_by_key(|unit| unit.dts);
@@ -490,17 +433,34 @@ impl Stream {
         if position.epoch != self.epoch || next > track.next_sequence {
             return false;
         }
-        let oldest = self.window.iter().find(|(_, unit)| unit.track == track.id);
-        next == track.next_sequence || oldest.is_some_and(|(_, unit)| unit.sequence <= next)
+        let oldest = self.window.oldest(track.id);
+        next == track.next_sequence || oldest.is_some_and(|oldest| oldest <= next)
     }
 
-    fn emit(
-        &mut self,
-        now: Instant,
-        at: usize,
-        kind: MediaKind,
-        placed: Placed,
-    ) -> Arc<AccessUnit> {
+    /// One of the tracks that every stream has, under the numbers that everybody knows.
+    fn configure(&mut self, id: TrackId, feed: Feed, configuration: Configuration) -> bool {
+        let known = self.tracks.position(|track| track.id == id);
+        let at = known.unwrap_or_else(|| {
+            let name: Arc<str> = SOURCE.into();
+            let track = TrackState::new(id, Arc::clone(&name), name, feed, configuration.clone());
+            self.tracks.insert(track)
+        });
+        let track = &mut self.tracks[at];
+        let changed = track.configure(configuration);
+        let came_back = !std::mem::replace(&mut track.listed, true);
+        if !changed && !came_back {
+            return false;
+        }
+        if !changed {
+            track.restart();
+        }
+        // Parameter sets go out from the newest configuration only, which an older GOP does not match.
+        self.gop.forget(id);
+        self.changed = true;
+        true
+    }
+
+    fn emit(&mut self, now: Instant, at: usize, placed: Placed) -> Arc<AccessUnit> {
         let track = &mut self.tracks[at];
         let unit = Arc::new(AccessUnit {
             track: track.id,
@@ -518,49 +478,22 @@ impl Stream {
         track.next_sequence += 1;
         track.awaiting_keyframe = false;
         track.discontinuity = false;
-        track.last_dts = Some(unit.dts);
-        track.rate.add(now, unit.payload.len());
-        if kind == MediaKind::Video {
-            let before = track.order.reordered();
-            track.order.push(&unit, placed.steady);
-            self.changed |= track.order.reordered() != before;
-            if unit.keyframe {
-                if let Some(last) = track.last_keyframe_dts
-                    && !unit.discontinuity
-                {
-                    track.keyframe_interval = Some(unit.dts.since(last));
-                }
-                track.last_keyframe_dts = Some(unit.dts);
-            }
-        }
-        self.gop.push(kind, &unit);
-        self.window_bytes = self.window_bytes.saturating_add(unit.payload.len());
-        self.window.push_back((now, Arc::clone(&unit)));
-        self.trim_window(now);
+        self.changed |= !std::mem::replace(&mut track.listed, true);
+        self.changed |= track.observe(now, &unit, placed.steady);
+        self.gop.push(track.kind(), &unit);
+        self.window.push(now, &unit);
         unit
     }
 
-    fn trim_window(&mut self, now: Instant) {
-        while let Some((at, unit)) = self.window.front()
-            && (self.window_bytes > self.config.resume.bytes
-                || now.saturating_duration_since(*at) > self.config.resume.span)
-        {
-            self.window_bytes = self.window_bytes.saturating_sub(unit.payload.len());
-            self.window.pop_front();
-        }
-    }
-
     fn remove_track(&mut self, id: TrackId) {
-        let Some(track) = self.listed().find(|track| track.id == id) else {
+        let Some(at) = self.tracks.position(|track| track.id == id) else {
             return;
         };
-        track.listed = false;
+        let track = &mut self.tracks[at];
         track.confirmed = false;
-        self.changed = true;
-    }
-
-    fn listed(&mut self) -> impl Iterator<Item = &mut TrackState> {
-        self.tracks.iter_mut().filter(|track| track.listed)
+        track.begin_anew();
+        self.gop.forget(id);
+        self.changed |= std::mem::replace(&mut track.listed, false);
     }
 }
 
@@ -574,13 +507,6 @@ struct Placed {
     steady: bool,
     payload: Bytes,
     ingest_time: WallTime,
-}
-
-const fn source(kind: MediaKind) -> TrackId {
-    match kind {
-        MediaKind::Video => TrackId::SOURCE_VIDEO,
-        MediaKind::Audio => TrackId::SOURCE_AUDIO,
-    }
 }
 
 #[cfg(test)]

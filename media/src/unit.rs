@@ -14,12 +14,24 @@ pub enum MediaKind {
     Audio,
 }
 
+/// Which of a publisher's tracks of one kind: the trackId of Enhanced RTMP v2, multitrack. Who sends one track of a kind sends the
+/// default. The number names a track and ranks nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct SourceTrack(pub u8);
+
+impl SourceTrack {
+    /// The track of those who know of one.
+    pub const DEFAULT: Self = Self(0);
+}
+
 /// What a publisher's protocol layer hands to its stream: an access unit that has no place on the
 /// stream's timeline yet. Times are the publisher's own, already unwrapped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IngestUnit {
     /// Picture or sound.
     pub kind: MediaKind,
+    /// Which of its publisher's tracks of this kind.
+    pub track: SourceTrack,
     /// Decode time on the publisher's clock.
     pub dts: MediaTime,
     /// Presentation time on the publisher's clock.
@@ -31,6 +43,24 @@ pub struct IngestUnit {
     /// See [`AccessUnit::payload`].
     pub payload: Bytes,
     /// When the last byte of it was read from the publisher's socket.
+    pub ingest_time: WallTime,
+}
+
+/// A coded picture of a rendition that the origin itself makes, or that has found its place on the timeline otherwise: its times are the
+/// stream's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RenditionUnit {
+    /// Decode time.
+    pub dts: MediaTime,
+    /// Presentation time.
+    pub pts: MediaTime,
+    /// A decoder can start here.
+    pub keyframe: bool,
+    /// No other access unit refers to this one.
+    pub discardable: bool,
+    /// See [`AccessUnit::payload`].
+    pub payload: Bytes,
+    /// Of the picture that it was made from.
     pub ingest_time: WallTime,
 }
 

@@ -22,6 +22,8 @@ pub(crate) const ATTACHMENTS: &str = "headwater_origin_attachments_total";
 pub(crate) const PUBLISHES: &str = "headwater_origin_publishes_total";
 /// Streams whose audio could not be made into Opus.
 pub(crate) const AUDIO_PROBLEMS: &str = "headwater_origin_audio_problems_total";
+/// Renditions of publishers that were not taken.
+pub(crate) const RENDITIONS_REFUSED: &str = "headwater_origin_renditions_refused_total";
 
 /// Registers help texts and units.
 pub(crate) fn describe() {
@@ -62,5 +64,10 @@ pub(crate) fn describe() {
         AUDIO_PROBLEMS,
         Unit::Count,
         "Times a stream's audio could not be made into Opus"
+    );
+    describe_counter!(
+        RENDITIONS_REFUSED,
+        Unit::Count,
+        "Renditions of publishers that were not taken, by reason"
     );
 }

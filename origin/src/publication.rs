@@ -7,7 +7,7 @@ use std::time::Duration;
 use headwater_media::id::Epoch;
 use headwater_media::time::WallTime;
 use headwater_media::track::Configuration;
-use headwater_media::unit::{IngestUnit, MediaKind};
+use headwater_media::unit::{IngestUnit, MediaKind, SourceTrack};
 use headwater_node::actor::{Sender, Undelivered};
 use headwater_node::clock::Clock;
 use metrics::counter;
@@ -68,8 +68,8 @@ pub struct Publication {
     links: Links,
     slot: Arc<Slot>,
     revoked: watch::Receiver<Option<Revoked>>,
-    /// Units of this kind (video, audio) were dropped since the last one that got through.
-    lost: Mutex<[bool; 2]>,
+    /// Tracks of which units were dropped since the last one that got through. A publisher has a handful.
+    lost: Mutex<Vec<(MediaKind, SourceTrack)>>,
 }
 
 impl Publication {
@@ -89,10 +89,11 @@ impl Publication {
         self.epoch
     }
 
-    /// The publisher announced or changed how it codes one of its tracks.
-    pub fn configure(&self, configuration: Configuration) {
+    /// The publisher announced or changed how it codes one of its tracks; `track` tells apart those of one kind.
+    pub fn configure(&self, track: SourceTrack, configuration: Configuration) {
         self.links.configure.post(Configure {
             epoch: self.epoch,
+            track,
             configuration,
         });
     }
@@ -102,26 +103,27 @@ impl Publication {
     pub fn deliver(&self, unit: IngestUnit) {
         let now = self.clock.wall().unix_micros();
         self.slot.last_unit_micros.store(now, Ordering::Relaxed);
-        let (kind, keyframe) = (unit.kind, unit.keyframe);
+        let (track, keyframe) = ((unit.kind, unit.track), unit.keyframe);
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        let lost = &mut lost[usize::from(kind == MediaKind::Audio)];
-        if *lost && kind == MediaKind::Video && !keyframe {
+        let after_loss = lost.contains(&track);
+        if after_loss && track.0 == MediaKind::Video && !keyframe {
             counter!(names::UNITS_DROPPED, "reason" => "overflow").increment(1);
             return;
         }
         let message = Deliver {
             epoch: self.epoch,
-            after_loss: *lost,
+            after_loss,
             unit,
         };
-        *lost = match self.links.deliver.try_send(message) {
-            Ok(()) => false,
-            Err(Undelivered::Full) => {
-                counter!(names::UNITS_DROPPED, "reason" => "overflow").increment(1);
-                true
-            }
-            Err(Undelivered::Closed) => true,
-        };
+        let sent = self.links.deliver.try_send(message);
+        if matches!(sent, Err(Undelivered::Full)) {
+            counter!(names::UNITS_DROPPED, "reason" => "overflow").increment(1);
+        }
+        match sent {
+            Ok(()) if after_loss => lost.retain(|lost| *lost != track),
+            Err(_) if !after_loss => lost.push(track),
+            Ok(()) | Err(_) => {}
+        }
     }
 
     /// The publisher's `onMetaData`, for the API record.

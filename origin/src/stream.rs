@@ -16,7 +16,7 @@ use headwater_media::id::{Epoch, StreamName, TrackId};
 use headwater_media::replication::Position;
 use headwater_media::stream::{Attachment, Dropped, Stream};
 use headwater_media::track::{Configuration, StreamInfo};
-use headwater_media::unit::{AccessUnit, IngestUnit, MediaKind};
+use headwater_media::unit::{AccessUnit, IngestUnit, MediaKind, SourceTrack};
 use headwater_node::actor::Sender;
 use headwater_node::clock::Clock;
 use metrics::counter;
@@ -73,6 +73,7 @@ pub(crate) struct Begin {
 #[rtype(result = "()")]
 pub(crate) struct Configure {
     pub(crate) epoch: Epoch,
+    pub(crate) track: SourceTrack,
     pub(crate) configuration: Configuration,
 }
 
@@ -81,7 +82,7 @@ pub(crate) struct Configure {
 #[rtype(result = "()")]
 pub(crate) struct Deliver {
     pub(crate) epoch: Epoch,
-    /// Units of its kind were dropped before it.
+    /// Units of its track were dropped before it.
     pub(crate) after_loss: bool,
     pub(crate) unit: IngestUnit,
 }
@@ -330,7 +331,13 @@ impl Handler<Configure> for StreamActor {
         if let Configuration::Aac(source) = &message.configuration {
             self.start_audio(source.clone(), ctx);
         }
-        self.core.handle_configuration(message.configuration);
+        let configured = self
+            .core
+            .handle_configuration(message.track, message.configuration);
+        if let Err(error) = configured {
+            counter!(names::RENDITIONS_REFUSED, "reason" => "too_many").increment(1);
+            warn!(stream = %self.core.name(), track = message.track.0, %error, "a rendition is not taken");
+        }
         self.pump();
     }
 }
@@ -344,7 +351,7 @@ impl Handler<Deliver> for StreamActor {
         }
         let kind = message.unit.kind;
         if message.after_loss {
-            self.core.handle_loss(kind);
+            self.core.handle_loss(kind, message.unit.track);
         }
         let bytes = u64::try_from(message.unit.payload.len()).unwrap_or(u64::MAX);
         let label = match kind {

@@ -13,7 +13,7 @@ use headwater_media::codec::h264;
 use headwater_media::id::{NodeId, StreamName, TrackId};
 use headwater_media::time::MediaTime;
 use headwater_media::track::Configuration;
-use headwater_media::unit::{AccessUnit, IngestUnit, MediaKind};
+use headwater_media::unit::{AccessUnit, IngestUnit, MediaKind, SourceTrack};
 use headwater_node::Node;
 use headwater_node::actor::Sender;
 use headwater_node::clock::Clock;
@@ -111,7 +111,7 @@ impl Cluster {
         let publication = self.try_publish().await.expect("accepted");
         let avcc = Bytes::from_static(AVCC);
         let video = h264::Configuration::parse(avcc).expect("valid");
-        publication.configure(Configuration::H264(video));
+        publication.configure(SourceTrack::DEFAULT, Configuration::H264(video));
         Publisher {
             publication,
             clock: Clock::system(),
@@ -170,6 +170,7 @@ impl Publisher {
             payload[4] = if keyframe { 0x65 } else { 0x41 };
             self.publication.deliver(IngestUnit {
                 kind: MediaKind::Video,
+                track: SourceTrack::DEFAULT,
                 dts,
                 pts: dts,
                 keyframe,

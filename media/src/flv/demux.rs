@@ -16,13 +16,13 @@ use bytes::{Buf, Bytes};
 use crate::codec::{aac, h264};
 use crate::time::{MediaTime, WallTime};
 use crate::track::Configuration;
-use crate::unit::{IngestUnit, MediaKind};
+use crate::unit::{IngestUnit, MediaKind, SourceTrack};
 
 /// What came out of a tag body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// A track begins, or is coded differently from here on.
-    Configuration(Configuration),
+    Configuration(SourceTrack, Configuration),
     /// One access unit of a track that has a configuration.
     Unit(IngestUnit),
     /// A body that could not be used.
@@ -184,8 +184,10 @@ impl Demuxer {
                     aac::Configuration::parse(body).map_err(|_| Skipped::Configuration)?;
                 if self.audio.as_ref() != Some(&configuration) {
                     self.audio = Some(configuration.clone());
-                    self.outputs
-                        .push_back(Output::Configuration(Configuration::Aac(configuration)));
+                    self.outputs.push_back(Output::Configuration(
+                        SourceTrack::DEFAULT,
+                        Configuration::Aac(configuration),
+                    ));
                 }
                 Ok(())
             }
@@ -201,6 +203,7 @@ impl Demuxer {
                 let time = MediaTime::from_millis(dts_millis);
                 self.outputs.push_back(Output::Unit(IngestUnit {
                     kind: MediaKind::Audio,
+                    track: SourceTrack::DEFAULT,
                     dts: time,
                     pts: time,
                     keyframe: true,
@@ -266,10 +269,10 @@ impl Demuxer {
             .as_ref()
             .is_none_or(|video| video.configuration != configuration);
         if changed {
-            self.outputs
-                .push_back(Output::Configuration(Configuration::H264(
-                    configuration.clone(),
-                )));
+            self.outputs.push_back(Output::Configuration(
+                SourceTrack::DEFAULT,
+                Configuration::H264(configuration.clone()),
+            ));
         }
         self.video = Some(Video {
             configuration,
@@ -301,6 +304,7 @@ impl Demuxer {
         }
         self.outputs.push_back(Output::Unit(IngestUnit {
             kind: MediaKind::Video,
+            track: SourceTrack::DEFAULT,
             dts: MediaTime::from_millis(dts_millis),
             pts: MediaTime::from_millis(dts_millis.saturating_add(composition_millis)),
             keyframe: unit.keyframe,
@@ -362,7 +366,7 @@ mod tests {
         let mut demuxer = Demuxer::new();
         let begun = video(&mut demuxer, 0, &video_configuration(AVCC));
         assert!(
-            matches!(&begun[..], [Output::Configuration(Configuration::H264(c))] if (c.width, c.height) == (320, 240))
+            matches!(&begun[..], [Output::Configuration(SourceTrack::DEFAULT, Configuration::H264(c))] if (c.width, c.height) == (320, 240))
         );
         for (keyframe, composition, pts) in [(true, 0, 100), (false, 66, 166), (false, -33, 67)] {
             let outputs = video(&mut demuxer, 100, &picture(keyframe, composition, 5));
@@ -415,7 +419,7 @@ mod tests {
             &length_prefixed(&[sps, pps, &[0x65, 1, 2]]),
         );
         assert!(
-            matches!(&outputs[..], [Output::Configuration(_), Output::Unit(unit)] if unit.keyframe && unit.payload.len() == 7)
+            matches!(&outputs[..], [Output::Configuration(..), Output::Unit(unit)] if unit.keyframe && unit.payload.len() == 7)
         );
         // Repeated: no change. Another PPS of the same id replaces the first.
         let outputs = video(
@@ -431,7 +435,7 @@ mod tests {
             &length_prefixed(&[&changed, &[0x65, 1, 2]]),
         );
         let [
-            Output::Configuration(Configuration::H264(now)),
+            Output::Configuration(_, Configuration::H264(now)),
             Output::Unit(_),
         ] = &outputs[..]
         else {

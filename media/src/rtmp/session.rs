@@ -31,7 +31,7 @@ use crate::flv::TagKind;
 use crate::flv::demux::{Demuxer, Output, Skipped};
 use crate::time::WallTime;
 use crate::track::Configuration;
-use crate::unit::{IngestUnit, MediaKind};
+use crate::unit::{IngestUnit, MediaKind, SourceTrack};
 
 /// Tags read from one aggregate message (count). Senders pack a few frames; each tag costs an event.
 const AGGREGATE_TAGS_MAX: usize = 4096;
@@ -69,7 +69,7 @@ pub enum Event {
     /// The peer wants to publish; nothing it sends counts before it is accepted.
     Publish(Publish),
     /// See [`Output::Configuration`].
-    Configuration(Configuration),
+    Configuration(SourceTrack, Configuration),
     /// See [`Output::Unit`].
     Unit(IngestUnit),
     /// See [`Output::Skipped`].
@@ -385,11 +385,11 @@ impl Session {
         }
         while let Some(output) = self.demuxer.poll_output() {
             self.events.push_back(match output {
-                Output::Configuration(configuration) => {
+                Output::Configuration(track, configuration) => {
                     if !self.configurations.take(now) {
                         return Err(Fault::Configurations);
                     }
-                    Event::Configuration(configuration)
+                    Event::Configuration(track, configuration)
                 }
                 Output::Unit(unit) => Event::Unit(unit),
                 Output::Skipped(kind, reason) => Event::Skipped(kind, reason),

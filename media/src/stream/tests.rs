@@ -4,17 +4,25 @@ use super::*;
 use crate::codec::{aac, h264};
 use crate::id::Epoch;
 use crate::testkit;
+use crate::unit::RenditionUnit;
 
 fn video_configuration(max_reorder_frames: Option<u8>) -> Configuration {
     Configuration::H264(h264::Configuration {
+        max_reorder_frames,
+        ..picture(720)
+    })
+}
+
+fn picture(height: u16) -> h264::Configuration {
+    h264::Configuration {
         avcc: Bytes::new(),
         sps: Vec::new(),
         pps: Vec::new(),
         profile_level_id: [0x42, 0, 0x1f],
-        width: 1280,
-        height: 720,
-        max_reorder_frames,
-    })
+        width: height / 9 * 16,
+        height,
+        max_reorder_frames: None,
+    }
 }
 
 fn audio_configuration() -> Configuration {
@@ -64,8 +72,21 @@ impl Scene {
 
     fn publisher(&mut self, epoch: u64) {
         self.stream.handle_begin(Epoch(epoch));
-        self.stream.handle_configuration(video_configuration(None));
-        self.stream.handle_configuration(audio_configuration());
+        self.configure(video_configuration(None));
+        self.configure(audio_configuration());
+    }
+
+    fn configure(&mut self, configuration: Configuration) -> bool {
+        self.stream
+            .handle_configuration(SourceTrack::DEFAULT, configuration)
+            .expect("taken")
+    }
+
+    /// The publisher's further video track is coded like this.
+    fn further(&mut self, track: u8, height: u16) -> Result<bool, TooManyRenditions> {
+        let configuration = Configuration::H264(picture(height));
+        self.stream
+            .handle_configuration(SourceTrack(track), configuration)
     }
 
     fn at(&self, now_ms: u64) -> Instant {
@@ -79,8 +100,20 @@ impl Scene {
         dts_ms: i64,
         keyframe: bool,
     ) -> Result<Arc<AccessUnit>, Dropped> {
+        self.unit_of(now_ms, kind, 0, dts_ms, keyframe)
+    }
+
+    fn unit_of(
+        &mut self,
+        now_ms: u64,
+        kind: MediaKind,
+        track: u8,
+        dts_ms: i64,
+        keyframe: bool,
+    ) -> Result<Arc<AccessUnit>, Dropped> {
         let unit = IngestUnit {
             kind,
+            track: SourceTrack(track),
             dts: MediaTime::from_millis(dts_ms),
             pts: MediaTime::from_millis(dts_ms),
             keyframe,
@@ -99,6 +132,32 @@ impl Scene {
             self.unit(from_ms + passed, MediaKind::Video, dts, frame % 10 == 0)
                 .expect("taken");
         }
+    }
+
+    /// A picture of a rendition that the origin makes.
+    fn made(&mut self, id: TrackId, ms: u64, keyframe: bool) -> Result<Arc<AccessUnit>, Dropped> {
+        let dts = MediaTime::from_millis(i64::try_from(ms).expect("small"));
+        let unit = RenditionUnit {
+            dts,
+            pts: dts,
+            keyframe,
+            discardable: false,
+            payload: Bytes::from_static(&[0; 50]),
+            ingest_time: WallTime::from_unix_micros(ms * 1000),
+        };
+        self.stream.handle_rendition_unit(self.at(ms), id, unit)
+    }
+
+    /// Number and name of the video tracks that are listed.
+    fn renditions(&mut self, now_ms: u64) -> Vec<(u16, String)> {
+        let info = self.stream.info(self.at(now_ms));
+        let video = info
+            .tracks
+            .iter()
+            .filter(|track| track.configuration.kind() == MediaKind::Video);
+        video
+            .map(|track| (track.id.0, track.rendition.to_string()))
+            .collect()
     }
 
     fn position(track: TrackId, epoch: u64, sequence: u64) -> Position {
@@ -122,7 +181,7 @@ fn a_stream_begins_with_a_keyframe_and_says_why_not() {
     assert_eq!(scene.unit(0, video, 0, true), Err(Dropped::NotPublishing));
     scene.stream.handle_begin(Epoch(1));
     assert_eq!(scene.unit(0, video, 0, true), Err(Dropped::NoConfiguration));
-    scene.stream.handle_configuration(video_configuration(None));
+    scene.configure(video_configuration(None));
     assert_eq!(
         scene.unit(0, video, 0, false),
         Err(Dropped::AwaitingKeyframe)
@@ -132,7 +191,7 @@ fn a_stream_begins_with_a_keyframe_and_says_why_not() {
         (first.sequence, first.dts, first.discontinuity),
         (0, MediaTime::ZERO, false)
     );
-    scene.stream.handle_loss(video);
+    scene.stream.handle_loss(video, SourceTrack::DEFAULT);
     assert_eq!(
         scene.unit(80, video, 80, false),
         Err(Dropped::AwaitingKeyframe)
@@ -222,12 +281,8 @@ fn a_returning_publisher_goes_on_in_a_new_epoch() {
 fn another_sequence_header_is_another_configuration() {
     let mut scene = Scene::begin(1);
     scene.pictures(0, 0, 5);
-    assert!(!scene.stream.handle_configuration(video_configuration(None)));
-    assert!(
-        scene
-            .stream
-            .handle_configuration(video_configuration(Some(0)))
-    );
+    assert!(!scene.configure(video_configuration(None)));
+    assert!(scene.configure(video_configuration(Some(0))));
     assert!(scene.stream.poll_changed());
     assert_eq!(
         scene.unit(200, MediaKind::Video, 200, false),
@@ -246,7 +301,7 @@ fn tracks_that_a_returned_publisher_has_no_more_go() {
     scene.stream.handle_opus_configuration(OPUS);
     scene.stream.handle_leave();
     scene.stream.handle_begin(Epoch(2));
-    scene.stream.handle_configuration(video_configuration(None));
+    scene.configure(video_configuration(None));
     scene.pictures(1000, 0, 80);
     let now = scene.at(4200);
     assert_eq!(scene.stream.info(now).tracks.len(), 3);
@@ -291,10 +346,275 @@ fn a_stream_is_settled_once_both_kinds_are_there_or_had_their_time() {
 
     let mut scene = Scene::new();
     scene.stream.handle_begin(Epoch(1));
-    scene.stream.handle_configuration(audio_configuration());
+    scene.configure(audio_configuration());
     scene.unit(0, MediaKind::Audio, 0, true).expect("taken");
     for (now_ms, settled) in [(0, false), (499, false), (500, true)] {
         let now = scene.at(now_ms);
         assert_eq!(scene.stream.info(now).settled, settled, "at {now_ms} ms");
     }
+}
+
+/// A ladder of the publisher (720, 480) and of the origin (240), 25 pictures per second, keyframes every 10 of them.
+fn ladder() -> (Scene, TrackId) {
+    let mut scene = Scene::begin(1);
+    scene.further(7, 480).expect("taken");
+    let made = scene
+        .stream
+        .handle_rendition_configuration("240p", picture(240));
+    let made = made.expect("taken");
+    assert_eq!(
+        scene.renditions(0),
+        [(0, "source".to_owned())],
+        "no keyframe yet"
+    );
+    for ms in (0..1000).step_by(40) {
+        let keyframe = ms % 400 == 0;
+        let dts = i64::try_from(ms).expect("small");
+        for track in [0, 7] {
+            let unit = scene.unit_of(ms, MediaKind::Video, track, 7_000 + dts, keyframe);
+            assert_eq!(unit.expect("taken").dts.as_millis(), dts, "track {track}");
+        }
+        scene.made(made, ms, ms % 200 == 0).expect("taken");
+    }
+    (scene, made)
+}
+
+fn named(expected: &[(u16, &str)]) -> Vec<(u16, String)> {
+    let named = expected.iter().map(|&(id, name)| (id, name.to_owned()));
+    named.collect()
+}
+
+#[test]
+fn renditions_of_publisher_and_origin_are_tracks_of_one_timeline() {
+    let (mut scene, made) = ladder();
+    assert_eq!(made, TrackId(17));
+    let all = [(0, "source"), (16, "480p"), (17, "240p")];
+    assert_eq!(scene.renditions(1000), named(&all));
+    let info = scene.stream.info(scene.at(1000));
+    let rate = |id| info.track(TrackId(id)).expect("listed").bitrate.0;
+    assert_eq!((rate(0), rate(16), rate(17)), (20_000, 20_000, 10_000));
+
+    let fresh = scene.stream.attach(scene.at(1000), &[]).backlog;
+    assert_eq!(sequences(&fresh, TrackId(16)), [20, 21, 22, 23, 24]);
+    assert_eq!(sequences(&fresh, made), [20, 21, 22, 23, 24]);
+    scene.made(made, 1000, true).expect("taken");
+    assert_eq!(sequences(&scene.stream.backlog(&[made]), made), [25]);
+    let of_480p = scene.stream.backlog(&[TrackId(16)]);
+    assert_eq!(sequences(&of_480p, TrackId(16)), [20, 21, 22, 23, 24]);
+    assert!(of_480p.iter().all(|unit| unit.track == TrackId(16)));
+}
+
+#[test]
+fn a_subscriber_resumes_each_rendition_where_it_was() {
+    let (mut scene, made) = ladder();
+    let now = scene.at(1000);
+    let have = [
+        Scene::position(TrackId(16), 1, 3),
+        Scene::position(made, 1, 24),
+    ];
+    let back = scene.stream.attach(now, &have);
+    assert!(back.resumed);
+    assert_eq!(
+        sequences(&back.backlog, TrackId(16)),
+        (4..25).collect::<Vec<_>>()
+    );
+    assert!(sequences(&back.backlog, made).is_empty());
+    assert_eq!(sequences(&back.backlog, TrackId(0)).first(), Some(&20));
+
+    // What is no longer made needs no resuming, and nobody can resume with it alone.
+    scene.stream.remove_rendition(made);
+    assert!(scene.stream.attach(now, &have).resumed);
+    assert!(!scene.stream.attach(now, &have[1..]).resumed);
+}
+
+#[test]
+fn a_rendition_that_goes_leaves_the_list_and_keeps_its_number() {
+    let (mut scene, made) = ladder();
+    scene.stream.poll_changed();
+    scene.stream.remove_rendition(made);
+    assert!(scene.stream.poll_changed());
+    assert_eq!(
+        scene.renditions(1000),
+        named(&[(0, "source"), (16, "480p")])
+    );
+    assert!(scene.stream.backlog(&[made]).is_empty());
+    assert_eq!(scene.made(made, 1000, true), Err(Dropped::NoConfiguration));
+    scene.stream.handle_end(MediaKind::Video, SourceTrack(7));
+    scene
+        .stream
+        .handle_end(MediaKind::Video, SourceTrack::DEFAULT);
+    assert_eq!(scene.renditions(1000), named(&[(0, "source")]));
+
+    let again = scene
+        .stream
+        .handle_rendition_configuration("240p", picture(240));
+    assert_eq!(again, Ok(made));
+    assert_eq!(
+        scene.made(made, 1040, false),
+        Err(Dropped::AwaitingKeyframe)
+    );
+    let unit = scene.made(made, 1080, true).expect("taken");
+    assert_eq!((unit.sequence, unit.discontinuity), (25, true));
+    scene.further(3, 480).expect("taken");
+    let unit = scene.unit_of(1080, MediaKind::Video, 3, 8_080, true);
+    assert_eq!(unit.expect("taken").track, TrackId(16));
+}
+
+#[test]
+fn losses_and_configurations_of_one_rendition_leave_the_others_alone() {
+    let (mut scene, made) = ladder();
+    let video = MediaKind::Video;
+    scene.stream.handle_loss(video, SourceTrack(7));
+    let lost = scene.unit_of(1000, video, 7, 8_000, false);
+    assert_eq!(lost, Err(Dropped::AwaitingKeyframe));
+    assert!(scene.unit_of(1000, video, 0, 8_000, false).is_ok());
+    scene.stream.handle_rendition_loss(made);
+    assert_eq!(
+        scene.made(made, 1000, false),
+        Err(Dropped::AwaitingKeyframe)
+    );
+
+    let other = h264::Configuration {
+        max_reorder_frames: Some(0),
+        ..picture(240)
+    };
+    let id = scene.stream.handle_rendition_configuration("240p", other);
+    assert_eq!(id, Ok(made));
+    assert!(scene.stream.backlog(&[made]).is_empty());
+    assert_eq!(scene.stream.backlog(&[TrackId(16)]).len(), 5);
+    let unit = scene.made(made, 1040, true).expect("taken");
+    assert_eq!((unit.configuration_id, unit.sequence), (1, 25));
+
+    // The publisher's default video changes: its own GOP goes, and with it no other.
+    assert!(scene.configure(video_configuration(Some(0))));
+    assert!(scene.stream.backlog(&[TrackId::SOURCE_VIDEO]).is_empty());
+    assert_eq!(scene.stream.backlog(&[made]).len(), 1);
+}
+
+#[test]
+fn pictures_of_another_height_are_another_rendition_and_equal_names_are_numbered() {
+    let (mut scene, made) = ladder();
+    scene.further(8, 480).expect("taken");
+    scene.further(9, 240).expect("taken");
+    let twin = scene
+        .stream
+        .handle_rendition_configuration("480p", picture(480));
+    let twin = twin.expect("taken");
+    assert_eq!(
+        scene
+            .stream
+            .handle_rendition_configuration("480p", picture(480)),
+        Ok(twin)
+    );
+    for track in [8, 9] {
+        let unit = scene.unit_of(1000, MediaKind::Video, track, 8_000, true);
+        unit.expect("taken");
+    }
+    scene.made(twin, 1000, true).expect("taken");
+    let names = [
+        (0, "source"),
+        (16, "480p"),
+        (17, "240p"),
+        (18, "480p2"),
+        (19, "240p2"),
+        (20, "480p3"),
+    ];
+    assert_eq!(scene.renditions(1000), named(&names));
+
+    assert_eq!(scene.further(7, 360), Ok(true));
+    let unit = scene.unit_of(1040, MediaKind::Video, 7, 8_040, true);
+    assert_eq!(unit.expect("taken").track, TrackId(21));
+    assert_eq!(scene.renditions(1000)[1], (17, "240p".to_owned()));
+    assert_eq!(scene.further(7, 480), Ok(true));
+    let unit = scene.unit_of(1080, MediaKind::Video, 7, 8_080, true);
+    assert_eq!(unit.expect("taken").track, TrackId(16));
+    assert!(scene.made(made, 1040, false).is_ok());
+}
+
+#[test]
+fn there_is_an_end_to_renditions() {
+    let mut scene = Scene::begin(1);
+    for track in 1..=16 {
+        scene.further(track, 100 + u16::from(track)).expect("taken");
+    }
+    assert_eq!(scene.further(17, 480), Err(TooManyRenditions));
+    let made = scene
+        .stream
+        .handle_rendition_configuration("x", picture(480));
+    assert_eq!(made, Err(TooManyRenditions));
+    // Names that went are forgotten in the end, and their numbers are not given again.
+    for height in 200..400 {
+        assert_eq!(scene.further(1, height), Ok(true));
+    }
+    let unit = scene.unit_of(0, MediaKind::Video, 1, 0, true);
+    assert_eq!(unit.expect("taken").track, TrackId(16 + 15 + 200));
+    assert!(scene.stream.tracks.iter().count() <= 48);
+}
+
+#[test]
+fn a_returning_publisher_finds_its_renditions_and_those_it_has_no_more_go() {
+    let (mut scene, made) = ladder();
+    scene.stream.handle_leave();
+    assert_eq!(scene.renditions(2000).len(), 3, "held");
+    scene.publisher(2);
+    assert_eq!(scene.made(made, 2000, true), Err(Dropped::NoConfiguration));
+    // Its numbers differ from those before.
+    scene.further(1, 480).expect("taken");
+    assert_eq!(
+        scene
+            .stream
+            .handle_rendition_configuration("240p", picture(240)),
+        Ok(made)
+    );
+    assert_eq!(
+        scene.made(made, 2000, false),
+        Err(Dropped::AwaitingKeyframe)
+    );
+    let unit = scene
+        .unit_of(2000, MediaKind::Video, 1, 0, true)
+        .expect("taken");
+    assert_eq!(
+        (unit.track, unit.epoch, unit.sequence),
+        (TrackId(16), Epoch(2), 0)
+    );
+    assert!(unit.discontinuity);
+    let unit = scene
+        .unit_of(2000, MediaKind::Video, 0, 0, true)
+        .expect("taken");
+    assert_eq!(unit.sequence, 0);
+
+    scene.publisher(3);
+    scene.pictures(3000, 0, 80);
+    let now = scene.at(6200);
+    scene.stream.handle_timeout(now);
+    assert_eq!(scene.renditions(6200), named(&[(0, "source")]));
+}
+
+#[test]
+fn a_rendition_that_falls_silent_vanishes_until_its_next_keyframe() {
+    let (mut scene, _) = ladder();
+    // All are silent: a publisher that stalls keeps its renditions.
+    let later = scene.at(9000);
+    scene.stream.handle_timeout(later);
+    assert_eq!(scene.renditions(9000).len(), 3);
+    scene.pictures(9000, 16_000, 25);
+    let later = scene.at(10_000);
+    scene.stream.handle_timeout(later);
+    let rest = [(0, "source"), (17, "240p")];
+    assert_eq!(
+        scene.renditions(10_000),
+        named(&rest),
+        "the origin knows about its own"
+    );
+    let video = MediaKind::Video;
+    let unit = scene.unit_of(10_000, video, 7, 17_000, false);
+    assert_eq!(unit, Err(Dropped::AwaitingKeyframe));
+    let unit = scene
+        .unit_of(10_040, video, 7, 17_040, true)
+        .expect("taken");
+    assert_eq!(
+        (unit.track, unit.sequence, unit.discontinuity),
+        (TrackId(16), 25, true)
+    );
+    assert_eq!(scene.renditions(10_040).len(), 3);
 }

@@ -1,14 +1,14 @@
-//! From a publisher's clock to the stream's timeline: one timeline for picture and sound, never backwards, continued when a
+//! From a publisher's clock to the stream's timeline: one timeline for all its tracks, never backwards, continued when a
 //! publisher returns, and unimpressed by clocks that jump.
 //!
-//! A publisher's clock differs from the timeline by an offset. Picture and sound normally share it. It is chosen anew when a time
+//! A publisher's clock differs from the timeline by an offset. Its tracks normally share it. It is chosen anew when a time
 //! can't be meant (far back, or ahead by more than the time that really passed): the timeline then goes on from where it would be by
-//! the time of arrival. The kind that meets a jump second adopts the offset that the first one found, which keeps them together.
+//! the time of arrival. The tracks that meet a jump later adopt the offset that the first one found, which keeps them together.
 
 use std::time::{Duration, Instant};
 
+use crate::id::TrackId;
 use crate::time::MediaTime;
-use crate::unit::MediaKind;
 
 /// A clock ahead of its own last time by more than this and the time that really passed has jumped. Publishers that drop frames
 /// from a full send buffer stay below it.
@@ -39,13 +39,15 @@ pub(super) struct Mapped {
 /// The mapping. One per stream.
 #[derive(Debug, Default)]
 pub(super) struct Timeline {
-    kinds: [Kind; 2],
+    lanes: Vec<Lane>,
     /// The latest unit that arrived, of any publisher: where the timeline is by the time of arrival.
     front: Option<(MediaTime, Instant)>,
 }
 
-#[derive(Debug, Default)]
-struct Kind {
+/// A track.
+#[derive(Debug, Clone, Copy)]
+struct Lane {
+    track: TrackId,
     offset: Option<MediaTime>,
     /// Of the present publisher or of one before it: the track never goes back.
     last: Option<MediaTime>,
@@ -55,34 +57,40 @@ struct Kind {
 impl Timeline {
     /// Another publisher begins, with another clock.
     pub(super) fn begin(&mut self) {
-        for kind in &mut self.kinds {
-            kind.offset = None;
-            kind.last_at = None;
+        for lane in &mut self.lanes {
+            lane.offset = None;
+            lane.last_at = None;
         }
     }
 
+    /// A track is gone for good.
+    pub(super) fn forget(&mut self, track: TrackId) {
+        self.lanes.retain(|lane| lane.track != track);
+    }
+
     /// Places a unit.
-    pub(super) fn map(&mut self, now: Instant, kind: MediaKind, dts: MediaTime) -> Mapped {
-        let [video, audio] = &self.kinds;
-        let (own, other) = match kind {
-            MediaKind::Video => (video, audio),
-            MediaKind::Audio => (audio, video),
-        };
+    pub(super) fn map(&mut self, now: Instant, track: TrackId, dts: MediaTime) -> Mapped {
+        let at = self.lane(track);
+        let own = self.lanes[at];
+        let fits = |offset: &MediaTime| self.fits(now, &own, dts + *offset);
         let known = own.offset;
-        let fitting = [own.offset, other.offset]
-            .into_iter()
-            .flatten()
-            .find(|&offset| self.fits(now, own, dts + offset));
-        let offset = fitting.unwrap_or_else(|| self.expected(now, own) - dts);
+        let offset = known
+            .filter(fits)
+            .or_else(|| {
+                // Who heard from the publisher last knows its clock best.
+                let others = self.lanes.iter().filter(|lane| lane.track != track);
+                let fitting = others.filter(|lane| lane.offset.as_ref().is_some_and(fits));
+                fitting.max_by_key(|lane| lane.last_at)?.offset
+            })
+            .unwrap_or_else(|| self.expected(now, &own) - dts);
 
         let wanted = dts + offset;
-        let last = own.last;
-        let dts = last.map_or(wanted, |last| wanted.max(last + STEP));
+        let dts = own.last.map_or(wanted, |last| wanted.max(last + STEP));
         if self.front.is_none_or(|(front, _)| dts >= front) {
             self.front = Some((dts, now));
         }
-        let own = &mut self.kinds[usize::from(kind == MediaKind::Audio)];
-        *own = Kind {
+        self.lanes[at] = Lane {
+            track,
             offset: Some(offset),
             last: Some(dts),
             last_at: Some(now),
@@ -95,15 +103,28 @@ impl Timeline {
         }
     }
 
+    fn lane(&mut self, track: TrackId) -> usize {
+        let known = self.lanes.iter().position(|lane| lane.track == track);
+        known.unwrap_or_else(|| {
+            self.lanes.push(Lane {
+                track,
+                offset: None,
+                last: None,
+                last_at: None,
+            });
+            self.lanes.len() - 1
+        })
+    }
+
     /// Where a unit that arrives now belongs by the time of arrival: after its own track's last one, or the publisher's first.
-    fn expected(&self, now: Instant, own: &Kind) -> MediaTime {
+    fn expected(&self, now: Instant, own: &Lane) -> MediaTime {
         let reference = own.last.zip(own.last_at).or(self.front);
         reference.map_or(MediaTime::ZERO, |(last, at)| {
             last + span(now.saturating_duration_since(at))
         })
     }
 
-    fn fits(&self, now: Instant, own: &Kind, mapped: MediaTime) -> bool {
+    fn fits(&self, now: Instant, own: &Lane, mapped: MediaTime) -> bool {
         let front = self.front.map_or(MediaTime::ZERO, |(front, _)| front);
         match (own.last, own.last_at) {
             (Some(last), Some(at)) => {
@@ -141,10 +162,12 @@ mod tests {
             }
         }
 
-        fn at(&mut self, now_ms: u64, kind: MediaKind, dts_ms: i64) -> (i64, bool) {
+        fn at(&mut self, now_ms: u64, track: TrackId, dts_ms: i64) -> (i64, bool) {
             self.now_ms = now_ms;
             let now = self.start + Duration::from_millis(now_ms);
-            let mapped = self.timeline.map(now, kind, MediaTime::from_millis(dts_ms));
+            let mapped = self
+                .timeline
+                .map(now, track, MediaTime::from_millis(dts_ms));
             (mapped.dts.as_millis(), mapped.jumped)
         }
     }
@@ -154,71 +177,87 @@ mod tests {
         Instant::now()
     }
 
-    use MediaKind::{Audio, Video};
+    const VIDEO: TrackId = TrackId::SOURCE_VIDEO;
+    const AUDIO: TrackId = TrackId::SOURCE_AUDIO;
+    const LOWER: TrackId = TrackId::FIRST_RENDITION;
 
     #[test]
     fn picture_and_sound_share_an_offset() {
         let mut bench = Bench::new();
-        assert_eq!(bench.at(0, Video, 7000), (0, false));
-        assert_eq!(bench.at(1, Audio, 7010), (10, false));
-        assert_eq!(bench.at(33, Video, 7033), (33, false));
+        assert_eq!(bench.at(0, VIDEO, 7000), (0, false));
+        assert_eq!(bench.at(1, AUDIO, 7010), (10, false));
+        assert_eq!(bench.at(33, VIDEO, 7033), (33, false));
     }
 
     #[test]
     fn sound_with_another_zero_is_placed_by_its_arrival() {
         let mut bench = Bench::new();
-        bench.at(0, Video, 4_000_000);
-        assert_eq!(bench.at(20, Audio, 0), (20, false));
-        assert_eq!(bench.at(33, Video, 4_000_033), (33, false));
-        assert_eq!(bench.at(43, Audio, 23), (43, false));
+        bench.at(0, VIDEO, 4_000_000);
+        assert_eq!(bench.at(20, AUDIO, 0), (20, false));
+        assert_eq!(bench.at(33, VIDEO, 4_000_033), (33, false));
+        assert_eq!(bench.at(43, AUDIO, 23), (43, false));
     }
 
     #[test]
     fn a_jump_of_the_clock_moves_both_tracks_alike() {
         for jump in [-3_000_000, 3_000_000] {
             let mut bench = Bench::new();
-            bench.at(0, Video, 0);
-            bench.at(0, Audio, 5);
-            assert_eq!(bench.at(40, Video, 40 + jump), (40, true), "{jump}");
-            assert_eq!(bench.at(41, Audio, 28), (28, false), "{jump}: a straggler");
-            assert_eq!(bench.at(50, Audio, 51 + jump), (51, true), "{jump}");
-            assert_eq!(bench.at(80, Video, 80 + jump), (80, false), "{jump}");
+            bench.at(0, VIDEO, 0);
+            bench.at(0, AUDIO, 5);
+            assert_eq!(bench.at(40, VIDEO, 40 + jump), (40, true), "{jump}");
+            assert_eq!(bench.at(41, AUDIO, 28), (28, false), "{jump}: a straggler");
+            assert_eq!(bench.at(50, AUDIO, 51 + jump), (51, true), "{jump}");
+            assert_eq!(bench.at(80, VIDEO, 80 + jump), (80, false), "{jump}");
+        }
+    }
+
+    #[test]
+    fn renditions_stay_together_whichever_meets_the_jump_first() {
+        for (first, second) in [(VIDEO, LOWER), (LOWER, VIDEO)] {
+            let mut bench = Bench::new();
+            bench.at(0, VIDEO, 500);
+            bench.at(9, LOWER, 500);
+            let (front, jumped) = bench.at(40, first, 9_000_540);
+            assert!(jumped);
+            assert_eq!(bench.at(51, second, 9_000_540), (front, true));
+            assert_eq!(bench.at(80, second, 9_000_580), (front + 40, false));
+            assert_eq!(bench.at(81, first, 9_000_580), (front + 40, false));
         }
     }
 
     #[test]
     fn a_pause_is_no_jump() {
         let mut bench = Bench::new();
-        bench.at(0, Video, 0);
-        assert_eq!(bench.at(60_000, Video, 60_010), (60_010, false));
+        bench.at(0, VIDEO, 0);
+        assert_eq!(bench.at(60_000, VIDEO, 60_010), (60_010, false));
         // A stalled connection that delivers late, in one go.
-        assert_eq!(bench.at(70_000, Video, 60_050), (60_050, false));
-        assert_eq!(bench.at(70_000, Video, 60_090), (60_090, false));
+        assert_eq!(bench.at(70_000, VIDEO, 60_050), (60_050, false));
+        assert_eq!(bench.at(70_000, VIDEO, 60_090), (60_090, false));
     }
 
     #[test]
     fn a_returning_publisher_goes_on_after_the_time_it_was_away() {
         let mut bench = Bench::new();
-        bench.at(0, Video, 500);
-        bench.at(0, Audio, 520);
+        bench.at(0, VIDEO, 500);
+        bench.at(0, AUDIO, 520);
         bench.timeline.begin();
-        assert_eq!(bench.at(10_000, Audio, 0), (10_020, false));
-        assert_eq!(bench.at(10_000, Video, 10), (10_030, false));
+        assert_eq!(bench.at(10_000, AUDIO, 0), (10_020, false));
+        assert_eq!(bench.at(10_000, VIDEO, 10), (10_030, false));
     }
 
     proptest! {
         #[test]
         fn whatever_the_clock_does_each_track_only_goes_forward(
-            steps in proptest::collection::vec((0u64..5000, any::<bool>(), any::<i64>()), 1..200),
+            steps in proptest::collection::vec((0u64..5000, 0usize..3, any::<i64>()), 1..200),
         ) {
             let mut bench = Bench::new();
-            let mut last = [None; 2];
+            let mut last = [None; 3];
             let mut now = bench.start;
-            for (wait, audio, ticks) in steps {
+            for (wait, track, ticks) in steps {
                 now += Duration::from_millis(wait);
-                let kind = if audio { Audio } else { Video };
-                let mapped = bench.timeline.map(now, kind, MediaTime::from_ticks(ticks >> 8));
-                let last = &mut last[usize::from(audio)];
+                let id = [VIDEO, AUDIO, LOWER][track];
+                let mapped = bench.timeline.map(now, id, MediaTime::from_ticks(ticks >> 8));
+                let last = &mut last[track];
                 prop_assert!(last.is_none_or(|last| mapped.dts > last));
                 *last = Some(mapped.dts);
             }

@@ -242,7 +242,9 @@ impl Connection {
         };
         match event {
             Event::Unit(unit) => live.publication.deliver(unit),
-            Event::Configuration(configuration) => live.publication.configure(configuration),
+            Event::Configuration(track, configuration) => {
+                live.publication.configure(track, configuration);
+            }
             Event::Metadata(metadata) => live.publication.metadata(metadata),
             Event::Skipped(kind, reason) => {
                 let label = match kind {

@@ -166,7 +166,7 @@ fn kinds(events: &[Event]) -> Vec<&'static str> {
         .iter()
         .map(|event| match event {
             Event::Publish(_) => "publish",
-            Event::Configuration(configuration) => configuration.codec(),
+            Event::Configuration(_, configuration) => configuration.codec(),
             Event::Unit(unit) if unit.kind == MediaKind::Audio => "audio",
             Event::Unit(unit) if unit.keyframe => "keyframe",
             Event::Unit(_) => "picture",
