@@ -1,8 +1,9 @@
 //! The upstream's half of a subscription: which units go out when, and what is skipped for a subscriber that is too slow.
 //!
 //! Two bounds hold at all times: what was sent and is not acknowledged, and what waits to be sent, each within
-//! [`Config::bytes`] and [`Config::span`]. When what waits outgrows its bound, everything before the newest keyframe in it is
-//! dropped, or all of it if that is not enough; tracks then go on at their next keyframe, behind a [`Output::Gap`].
+//! [`Config::bytes`] and [`Config::span`]. When what waits outgrows its bound, each video track skips to its newest keyframe in it, with
+//! the audio from the earliest of those on, or everything is dropped if that is not enough; tracks then go on at their next keyframe,
+//! behind a [`Output::Gap`].
 //!
 //! Feed it (`handle_*`), then take [`Sender::poll_output`] as long as the transport accepts more.
 
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::Position;
 use crate::id::{Epoch, TrackId};
+use crate::time::MediaTime;
 use crate::track::StreamInfo;
 use crate::unit::{AccessUnit, MediaKind};
 
@@ -328,19 +330,35 @@ impl Sender {
             || oldest.is_some_and(|at| now.saturating_duration_since(at) > self.config.span)
     }
 
-    /// Skips to the newest keyframe that waits; if it is the oldest unit already, or that is still too much, over all of it.
+    /// Skips each video track to its newest keyframe that waits, and what has none to its end; if they are the oldest units already, or
+    /// that is still too much, over all of it.
     fn skip(&mut self, now: Instant) {
         self.overflows += 1;
-        let newest = self.queue.iter().rev().find_map(|entry| match entry {
-            Entry::Unit { unit, .. } if unit.keyframe && self.is_video(unit.track) => {
-                Some((unit.track, unit.dts))
+        // Of each video track with units that wait.
+        let mut newest: Vec<(TrackId, Option<MediaTime>)> = Vec::new();
+        for entry in self.queue.iter().rev() {
+            let Entry::Unit { unit, .. } = entry else {
+                continue;
+            };
+            if !self.is_video(unit.track) {
+                continue;
             }
-            Entry::Unit { .. } | Entry::Info(_) => None,
-        });
-        if let Some((_, dts)) = newest {
-            self.drop_waiting(|unit| unit.dts < dts);
+            let keyframe = unit.keyframe.then_some(unit.dts);
+            match newest.iter_mut().find(|(track, _)| *track == unit.track) {
+                Some((_, found)) => *found = found.or(keyframe),
+                None => newest.push((unit.track, keyframe)),
+            }
         }
-        if newest.is_none() || self.overflowing(now) {
+        let earliest = newest.iter().filter_map(|(_, keyframe)| *keyframe).min();
+        if let Some(earliest) = earliest {
+            self.drop_waiting(|unit| {
+                let video = newest.iter().find(|(track, _)| *track == unit.track);
+                video.map_or(unit.dts < earliest, |(_, keyframe)| {
+                    keyframe.is_none_or(|keyframe| unit.dts < keyframe)
+                })
+            });
+        }
+        if earliest.is_none() || self.overflowing(now) {
             self.drop_waiting(|_| true);
         }
     }

@@ -440,3 +440,40 @@ fn ingest_times_are_put_on_the_subscribers_clock() {
     };
     assert_eq!(unit.ingest_time, at(5_100_000));
 }
+
+#[test]
+fn each_rendition_skips_to_a_keyframe_of_its_own() {
+    const LOWER: TrackId = TrackId::FIRST_RENDITION;
+    let now = testkit::start();
+    let config = sender::Config {
+        bytes: 100_000,
+        span: Duration::from_secs(2),
+    };
+    let mut sender = Sender::new(config, vec![VIDEO, LOWER, AUDIO], &[]);
+    let mut info = StreamInfo::clone(&info(1));
+    info.tracks.push(Track {
+        id: LOWER,
+        ..info.tracks[0].clone()
+    });
+    sender.handle_info(Arc::new(info));
+    for sequence in 0..60 {
+        sender.handle_unit(now, unit(VIDEO, 1, sequence, 1000));
+        let mut lower = AccessUnit::clone(&unit(LOWER, 1, sequence, 1000));
+        lower.keyframe = sequence.is_multiple_of(20);
+        sender.handle_unit(now, Arc::new(lower));
+        sender.handle_unit(now, unit(AUDIO, 1, sequence, 10));
+    }
+    assert_eq!(sender.overflows(), 1);
+    let outputs = std::iter::from_fn(|| sender.poll_output(now));
+    let units: Vec<Arc<AccessUnit>> = outputs
+        .filter_map(|output| match output {
+            sender::Output::Unit(unit) => Some(unit),
+            sender::Output::Info(_) | sender::Output::Gap { .. } => None,
+        })
+        .collect();
+    for (track, first) in [(VIDEO, 25), (LOWER, 40), (AUDIO, 25)] {
+        let of_track = units.iter().filter(|unit| unit.track == track);
+        let sequences: Vec<u64> = of_track.map(|unit| unit.sequence).collect();
+        assert_eq!(sequences, (first..60).collect::<Vec<_>>(), "{track}");
+    }
+}
