@@ -3,11 +3,14 @@
 //! | module | what it knows |
 //! |---|---|
 //! | [`demux`] | audio and video tag bodies to configurations and access units |
+//! | `enhanced` | the headers of Enhanced RTMP: several tracks in a body, codecs by name |
 //! | [`reader`] | the file format, incrementally, to tags |
 //! | [`writer`] | the file format and tag bodies, from access units |
 
 pub mod demux;
+mod enhanced;
 pub mod reader;
+mod skipped;
 pub mod writer;
 
 /// What a tag carries (Adobe FLV 10.1 section E.4.1); the numbers are RTMP's message types too.

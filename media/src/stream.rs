@@ -184,9 +184,10 @@ impl Stream {
         }
     }
 
-    /// The publisher ended one of its tracks. Sound and the default video stay: encoders say so between scenes.
-    pub fn handle_end(&mut self, kind: MediaKind, track: SourceTrack) {
-        if let Some(at) = self.tracks.fed_by(kind, Feed::Publisher(track)) {
+    /// The publisher ended one of its video tracks. The default one stays: encoders say so between scenes.
+    pub fn handle_end(&mut self, track: SourceTrack) {
+        let feed = Feed::Publisher(track);
+        if let Some(at) = self.tracks.fed_by(MediaKind::Video, feed) {
             self.remove_rendition(self.tracks[at].id);
         }
     }

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::metrics as names;
 use crate::registry::Revoked;
-use crate::stream::{Configure, Deliver, Leave, Metadata};
+use crate::stream::{Configure, Deliver, End, Leave, Metadata};
 
 /// What the registry sees of a publisher without asking anybody.
 #[derive(Debug)]
@@ -56,6 +56,7 @@ impl Slot {
 pub(crate) struct Links {
     pub(crate) deliver: Sender<Deliver>,
     pub(crate) configure: Sender<Configure>,
+    pub(crate) end: Sender<End>,
     pub(crate) metadata: Sender<Metadata>,
     pub(crate) leave: Sender<Leave>,
 }
@@ -95,6 +96,14 @@ impl Publication {
             epoch: self.epoch,
             track,
             configuration,
+        });
+    }
+
+    /// The publisher ended one of its video tracks beside the default one.
+    pub fn end(&self, track: SourceTrack) {
+        self.links.end.post(End {
+            epoch: self.epoch,
+            track,
         });
     }
 

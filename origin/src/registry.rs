@@ -301,6 +301,7 @@ impl StreamRegistry {
         let links = Links {
             deliver: Sender::new(&actor),
             configure: Sender::new(&actor),
+            end: Sender::new(&actor),
             metadata: Sender::new(&actor),
             leave: Sender::new(&actor),
         };

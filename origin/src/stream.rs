@@ -77,6 +77,14 @@ pub(crate) struct Configure {
     pub(crate) configuration: Configuration,
 }
 
+/// See [`crate::registry::Publication::end`].
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct End {
+    pub(crate) epoch: Epoch,
+    pub(crate) track: SourceTrack,
+}
+
 /// One access unit of the publisher.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -339,6 +347,17 @@ impl Handler<Configure> for StreamActor {
             warn!(stream = %self.core.name(), track = message.track.0, %error, "a rendition is not taken");
         }
         self.pump();
+    }
+}
+
+impl Handler<End> for StreamActor {
+    type Result = ();
+
+    fn handle(&mut self, message: End, _: &mut Self::Context) {
+        if !self.outdated(message.epoch) {
+            self.core.handle_end(message.track);
+            self.pump();
+        }
     }
 }
 

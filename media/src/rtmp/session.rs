@@ -72,6 +72,8 @@ pub enum Event {
     Configuration(SourceTrack, Configuration),
     /// See [`Output::Unit`].
     Unit(IngestUnit),
+    /// See [`Output::End`].
+    End(SourceTrack),
     /// See [`Output::Skipped`].
     Skipped(MediaKind, Skipped),
     /// The publisher's `onMetaData`.
@@ -392,6 +394,12 @@ impl Session {
                     Event::Configuration(track, configuration)
                 }
                 Output::Unit(unit) => Event::Unit(unit),
+                Output::End(track) => {
+                    if !self.configurations.take(now) {
+                        return Err(Fault::Configurations);
+                    }
+                    Event::End(track)
+                }
                 Output::Skipped(kind, reason) => Event::Skipped(kind, reason),
             });
         }

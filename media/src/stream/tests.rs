@@ -439,10 +439,8 @@ fn a_rendition_that_goes_leaves_the_list_and_keeps_its_number() {
     );
     assert!(scene.stream.backlog(&[made]).is_empty());
     assert_eq!(scene.made(made, 1000, true), Err(Dropped::NoConfiguration));
-    scene.stream.handle_end(MediaKind::Video, SourceTrack(7));
-    scene
-        .stream
-        .handle_end(MediaKind::Video, SourceTrack::DEFAULT);
+    scene.stream.handle_end(SourceTrack(7));
+    scene.stream.handle_end(SourceTrack::DEFAULT);
     assert_eq!(scene.renditions(1000), named(&[(0, "source")]));
 
     let again = scene

@@ -245,6 +245,7 @@ impl Connection {
             Event::Configuration(track, configuration) => {
                 live.publication.configure(track, configuration);
             }
+            Event::End(track) => live.publication.end(track),
             Event::Metadata(metadata) => live.publication.metadata(metadata),
             Event::Skipped(kind, reason) => {
                 let label = match kind {

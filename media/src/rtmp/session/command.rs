@@ -10,6 +10,16 @@ use crate::rtmp::{Fault, Publish};
 /// What we call ourselves in `_result`. Encoders look for `FMS/` and a version from 3 on.
 const FMS_VERSION: &str = "FMS/3,5,7,7009";
 
+/// The codecs that are taken, as E-RTMP v2 names them.
+const H264: &str = "avc1";
+const AAC: &str = "mp4a";
+
+/// FourCcInfoMask: CanDecode and CanForward.
+const DECODE_AND_FORWARD: f64 = 5.0;
+
+/// CapsExMask: SupportMultitrack and SupportModEx. Not SupportReconnect, nor SupportTimestampNanoOffset: its nanoseconds are passed over.
+const CAPABILITIES: f64 = 6.0;
+
 /// The values that each command has in front of its arguments: name, transaction, command object.
 const FIXED_VALUES: usize = 3;
 
@@ -121,14 +131,15 @@ impl Session {
             ("mode".to_owned(), Value::Number(1.0)),
         ];
         // Enhanced RTMP, NetConnection.connect: the server answers same-named properties with what it supports.
-        for (name, none) in [
-            ("fourCcList", Value::Array(Vec::new())),
-            ("videoFourCcInfoMap", Value::Object(Vec::new())),
-            ("audioFourCcInfoMap", Value::Object(Vec::new())),
-            ("capsEx", Value::Number(0.0)),
+        let use_of = |codec| Value::object([(codec, Value::Number(DECODE_AND_FORWARD))]);
+        for (name, ours) in [
+            ("fourCcList", Value::Array(vec![H264.into(), AAC.into()])),
+            ("videoFourCcInfoMap", use_of(H264)),
+            ("audioFourCcInfoMap", use_of(AAC)),
+            ("capsEx", Value::Number(CAPABILITIES)),
         ] {
             if object.get(name).is_some() {
-                properties.push((name.to_owned(), none));
+                properties.push((name.to_owned(), ours));
             }
         }
         let encoding = match object.get("objectEncoding").and_then(Value::as_number) {

@@ -174,6 +174,7 @@ fn kinds(events: &[Event]) -> Vec<&'static str> {
             Event::Metadata(_) => "metadata",
             Event::Data { .. } => "data",
             Event::Unpublished => "unpublished",
+            Event::End(_) => "end",
         })
         .collect()
 }
@@ -353,17 +354,56 @@ fn what_enhanced_encoders_offer_is_answered_by_what_there_is() {
     let extra = [
         ("fourCcList", Value::Array(vec!["hvc1".into()])),
         ("capsEx", 1.0.into()),
+        ("audioFourCcInfoMap", Value::Object(vec![])),
         ("objectEncoding", 3.0.into()),
     ];
     server.feed(&connect(&extra)).expect("valid");
     let values = &server.replies()[3].2;
-    assert_eq!(values[2].get("fourCcList"), Some(&Value::Array(vec![])));
-    assert_eq!(values[2].get("capsEx"), Some(&0.0.into()));
+    let codecs = Value::Array(vec!["avc1".into(), "mp4a".into()]);
+    assert_eq!(values[2].get("fourCcList"), Some(&codecs));
+    let sound = Value::object([("mp4a", 5.0.into())]);
+    assert_eq!(values[2].get("audioFourCcInfoMap"), Some(&sound));
+    assert_eq!(values[2].get("capsEx"), Some(&6.0.into()));
     assert_eq!(values[2].get("videoFourCcInfoMap"), None);
     assert_eq!(values[3].get("objectEncoding"), Some(&3.0.into()));
     // A second connect is refused and changes nothing.
     server.feed(&connect(&[])).expect("valid");
     assert_eq!(server.commands(), ["_error NetConnection.Connect.Rejected"]);
+}
+
+/// OBS says nothing of Enhanced RTMP in `connect` and sends it all the same: the first track as ever, others alone in a message.
+#[test]
+fn several_tracks_need_no_announcement() {
+    let mut server = Server::publishing();
+    let further = |track: u8, packet_type: u8, packet: &[u8]| {
+        [&[0x96, packet_type][..], b"avc1", &[track], packet].concat()
+    };
+    let slice = [0, 0, 0, 3, 0x65, 1, 2];
+    for body in [
+        video_configuration(AVCC),
+        further(1, 0, AVCC),
+        further(2, 0, AVCC),
+        picture(true, 0, 100),
+        further(1, 3, &slice),
+        further(2, 3, &slice),
+        further(2, 2, &[]),
+    ] {
+        server.feed(&message(4, 9, 1, 0, &body)).expect("valid");
+    }
+    let events: Vec<_> = server.events.drain(..).collect();
+    let expected = [
+        "h264", "h264", "h264", "keyframe", "keyframe", "keyframe", "end",
+    ];
+    assert_eq!(kinds(&events), expected);
+    let tracks: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Configuration(track, _) => Some(track.0),
+            Event::Unit(unit) => Some(unit.track.0),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(tracks, [0, 1, 2, 0, 1, 2]);
 }
 
 #[test]

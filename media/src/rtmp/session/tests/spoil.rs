@@ -17,7 +17,8 @@ impl Seed {
     }
 }
 
-/// Connections that behave, to be spoiled: OBS's, and one with interleaving, aggregates, extended times and in-band parameter sets.
+/// Connections that behave, to be spoiled: OBS's, and one with interleaving, aggregates, extended times, in-band parameter sets and
+/// tracks of Enhanced RTMP.
 fn corpus() -> Vec<Vec<Vec<u8>>> {
     let mut second = vec![handshake(), connect(&[]), create_stream(), publish("demo")];
     let big = 0x0100_0000;
@@ -38,6 +39,40 @@ fn corpus() -> Vec<Vec<Vec<u8>>> {
     second.push(message(2, 2, 0, 0, &4u32.to_be_bytes()));
     second.push(message(5, 8, 1, big + 120, &[0x2F, 0xFF, 0xFB]));
     second.push(message(4, 9, 1, big + 120, &[0x90, b'h', b'v', b'c', b'1']));
+    // Tracks of Enhanced RTMP: one, many, many of several codecs, behind a modifier, ended.
+    let tracks = |head: &[u8], sized: bool, packets: &[(&[u8], &[u8])]| {
+        let mut body = head.to_vec();
+        for (name, packet) in packets {
+            body.extend_from_slice(name);
+            let length = (packet.len() as u32).to_be_bytes();
+            body.extend_from_slice(if sized { &length[1..] } else { &[] });
+            body.extend_from_slice(packet);
+        }
+        body
+    };
+    let slice = [0, 0, 0, 3, 0x65, 1, 2];
+    for body in [
+        tracks(b"\x96\x00avc1", false, &[(b"\x01", AVCC)]),
+        tracks(b"\x96\x13avc1", true, &[(b"\0", &slice), (b"\x01", &slice)]),
+        tracks(
+            b"\x96\x23",
+            true,
+            &[(b"hvc1\x02", &slice), (b"avc1\x01", &slice)],
+        ),
+        tracks(b"\x97\x02\0\0\x01\x06\x03avc1", false, &[(b"\x01", &slice)]),
+        tracks(b"\x96\x12avc1", true, &[(b"\x01", &[])]),
+    ] {
+        second.push(message(4, 9, 1, big + 130, &body));
+    }
+    let sound = [
+        &[0x95, 0x10][..],
+        b"mp4a\0\0\0\x02",
+        ASC,
+        b"\x01\0\0\x02",
+        ASC,
+    ]
+    .concat();
+    second.push(message(5, 8, 1, big + 130, &sound));
     second.push(message(
         4,
         18,
