@@ -12,6 +12,7 @@ mod operations;
 mod overload;
 mod play;
 mod publish;
+mod renditions;
 mod replication;
 mod tcp;
 mod whep;

@@ -1,12 +1,13 @@
 //! An origin and subscriptions to it in this process, over real gRPC on loopback: attach, resume, slow neighbours, hold, takeover, end.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, Context, Handler};
 use bytes::Bytes;
+use headwater_bench::programme::Layout;
 use headwater_edge::replica::{Feed, UpstreamState, Wants};
 use headwater_edge::subscriber;
 use headwater_media::codec::h264;
@@ -29,6 +30,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+
+use super::harness::Stamped;
 
 /// x264, Main profile, 1280x720, no B-frames.
 const AVCC: &[u8] = &[
@@ -306,6 +309,49 @@ fn an_edge_gets_the_gop_and_resumes_without_a_gap_after_a_cut() {
             let next = 85 + round * 40;
             subscription.expect(next, next + 39).await;
         }
+        edge.shutdown.cancel();
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn renditions_of_a_publisher_reach_the_edge_with_keyframes_at_the_same_times() {
+    run(async {
+        let cluster = Cluster::start(|_| {}).await;
+        let rtmp = cluster.origin().rtmp_addr().port();
+        let publisher = tokio::task::spawn_blocking(move || {
+            Stamped::ladder(rtmp, "live", "demo", Layout::OneTrack)
+        });
+        let publisher = publisher.await.expect("it publishes");
+        let renditions = [0, 16, 17].map(TrackId);
+        let edge = cluster.edge.clone();
+        let mut subscription = cluster.subscribe(&edge);
+        subscription
+            .wants
+            .send_modify(|wants| wants.tracks = renditions.to_vec());
+        let mut keyframes: HashMap<TrackId, Vec<MediaTime>> = HashMap::new();
+        let mut next: HashMap<TrackId, u64> = HashMap::new();
+        while renditions
+            .iter()
+            .any(|track| keyframes.get(track).is_none_or(|k| k.len() < 3))
+        {
+            let unit = subscription.unit().await;
+            let next = next.entry(unit.track).or_insert(unit.sequence);
+            assert_eq!(unit.sequence, *next, "{}", unit.track);
+            *next += 1;
+            if unit.keyframe {
+                keyframes.entry(unit.track).or_default().push(unit.dts);
+            }
+        }
+        let source = &keyframes[&renditions[0]];
+        for track in &renditions[1..] {
+            let times = &keyframes[track];
+            let common = source.iter().filter(|time| times.contains(time)).count();
+            assert!(common >= 2, "{track}: {times:?}, the source {source:?}");
+        }
+        tokio::task::spawn_blocking(|| drop(publisher))
+            .await
+            .expect("it ends");
         edge.shutdown.cancel();
         cluster.stop().await;
     });

@@ -1,6 +1,6 @@
 //! A clip for publishers that repeat it: made by ffmpeg, read from FLV. No media lies in the repository.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -27,7 +27,39 @@ pub struct Settings {
     pub noise: u32,
 }
 
-/// Pictures per second of every clip.
+/// A clip's picture in one size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rung {
+    /// Picture size.
+    pub size: (u32, u32),
+    /// Video bitrate in kbit/s.
+    pub video_kbps: u32,
+}
+
+impl Rung {
+    /// What its file is called.
+    pub fn file_name(&self) -> String {
+        format!("clip-{}p-{}k.flv", self.size.1, self.video_kbps)
+    }
+}
+
+/// What adaptive viewing is measured with: 720p, 480p and 240p at 2500, 1000 and 400 kbit/s.
+pub const LADDER: [Rung; 3] = [
+    Rung {
+        size: (1280, 720),
+        video_kbps: 2500,
+    },
+    Rung {
+        size: (854, 480),
+        video_kbps: 1000,
+    },
+    Rung {
+        size: (426, 240),
+        video_kbps: 400,
+    },
+];
+
+/// Pictures per second of every clip that is made here.
 pub const FRAME_RATE: u32 = 30;
 
 impl Settings {
@@ -56,20 +88,67 @@ impl Settings {
     /// # Errors
     /// If ffmpeg isn't there or can't.
     pub fn make(&self, path: &Path) -> Result<()> {
+        let top = Rung {
+            size: self.size,
+            video_kbps: self.video_kbps,
+        };
+        self.encode(&[(top, path)])
+    }
+
+    /// Makes it in several sizes: files of one picture with keyframes at the same times, the first with sound. The largest
+    /// comes first.
+    ///
+    /// # Errors
+    /// If ffmpeg isn't there or can't.
+    pub fn make_ladder(&self, rungs: &[Rung], directory: &Path) -> Result<Vec<PathBuf>> {
+        let paths: Vec<PathBuf> = rungs
+            .iter()
+            .map(|rung| directory.join(rung.file_name()))
+            .collect();
+        let outputs: Vec<(Rung, &Path)> = rungs
+            .iter()
+            .zip(&paths)
+            .map(|(rung, path)| (*rung, path.as_path()))
+            .collect();
+        self.encode(&outputs)?;
+        Ok(paths)
+    }
+
+    fn encode(&self, outputs: &[(Rung, &Path)]) -> Result<()> {
         let (width, height) = self.size;
         let picture = format!("testsrc2=size={width}x{height}:rate={FRAME_RATE}");
-        let filter = match self.noise {
-            0 => "format=yuv420p".to_owned(),
-            noise => format!("noise=alls={noise}:allf=t,format=yuv420p"),
-        };
-        let seconds = self.seconds.to_string();
-        let gop = self.gop.to_string();
-        let rate = format!("{}k", self.video_kbps);
         let mut command = Command::new("ffmpeg");
         command.args(["-hide_banner", "-nostdin", "-loglevel", "error", "-y"]);
         command.args(["-f", "lavfi", "-i", &picture]);
         command.args(["-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000"]);
-        command.args(["-t", &seconds, "-vf", &filter]);
+        for (index, (rung, path)) in outputs.iter().enumerate() {
+            self.output(&mut command, rung, index == 0);
+            command.arg(path);
+        }
+        let output = command
+            .stdin(Stdio::null())
+            .output()
+            .context("ffmpeg can't be started; `make deps` installs it")?;
+        if !output.status.success() {
+            bail!(
+                "ffmpeg made no clip: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(())
+    }
+
+    /// The options of one output file.
+    fn output(&self, command: &mut Command, rung: &Rung, sound: bool) {
+        let (width, height) = rung.size;
+        let mut filter = format!("scale={width}:{height},format=yuv420p");
+        if self.noise > 0 {
+            filter = format!("noise=alls={}:allf=t,{filter}", self.noise);
+        }
+        let seconds = self.seconds.to_string();
+        let gop = self.gop.to_string();
+        let rate = format!("{}k", rung.video_kbps);
+        command.args(["-map", "0:v", "-t", &seconds, "-vf", &filter]);
         command.args([
             "-c:v",
             "libx264",
@@ -89,20 +168,11 @@ impl Settings {
             "0",
         ]);
         command.args(["-b:v", &rate, "-maxrate", &rate, "-bufsize", &rate]);
-        command.args(["-c:a", "aac", "-ar", "48000", "-ac", "2", "-b:a", "128k"]);
-        let output = command
-            .args(["-f", "flv"])
-            .arg(path)
-            .stdin(Stdio::null())
-            .output()
-            .context("ffmpeg can't be started; `make deps` installs it")?;
-        if !output.status.success() {
-            bail!(
-                "ffmpeg made no clip: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
+        if sound {
+            command.args(["-map", "1:a", "-c:a", "aac"]);
+            command.args(["-ar", "48000", "-ac", "2", "-b:a", "128k"]);
         }
-        Ok(())
+        command.args(["-f", "flv"]);
     }
 }
 
@@ -130,11 +200,15 @@ impl Clip {
                 tags.push(tag);
             }
         }
-        let pictures = tags.iter().filter(|tag| is_picture(tag)).count();
-        let pictures = u32::try_from(pictures).context("too many pictures")?;
-        ensure!(pictures > 0, "the clip has no H.264 pictures");
-        // FLV rounds each time to a millisecond; the sum must not drift from the frame rate.
-        let millis = u64::from(pictures) * 1000 / u64::from(FRAME_RATE);
+        let times = tags.iter().filter(|tag| is_picture(tag));
+        let times: Vec<u64> = times.map(|tag| u64::from(tag.millis)).collect();
+        let &[first, .., last] = &times[..] else {
+            bail!("the clip has no H.264 pictures");
+        };
+        ensure!(last > first, "the clip's times don't rise");
+        // FLV rounds each time to a millisecond; over all pictures that is little enough not to drift from the frame rate.
+        let steps = u64::try_from(times.len()).unwrap_or(u64::MAX) - 1;
+        let millis = ((last - first) * (steps + 1) + steps / 2) / steps;
         Ok(Self {
             tags,
             millis: u32::try_from(millis).context("too long")?,
@@ -150,6 +224,19 @@ impl Clip {
         let clip = settings.make(&path).and_then(|()| Self::load(&path));
         let _ = std::fs::remove_file(&path);
         clip
+    }
+
+    /// Makes a clip in several sizes in files that go away again, and reads them.
+    ///
+    /// # Errors
+    /// If ffmpeg can't.
+    pub fn make_ladder(settings: &Settings, rungs: &[Rung], directory: &Path) -> Result<Vec<Self>> {
+        let paths = settings.make_ladder(rungs, directory)?;
+        let clips = paths.iter().map(|path| Self::load(path)).collect();
+        for path in &paths {
+            let _ = std::fs::remove_file(path);
+        }
+        clips
     }
 
     /// Reads a clip that was made before, or makes it: encoding takes seconds.

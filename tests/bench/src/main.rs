@@ -7,6 +7,7 @@
 //! | `load` | many viewers on one thread |
 //! | `floor`, `sinks` | the least that sending can cost, and who takes it |
 //! | `report`, `stats` | table, JSON, what must be reached |
+//! | `publish` | a publisher by hand, of one track or several |
 
 #![expect(clippy::print_stdout, reason = "the table is what the command is for")]
 
@@ -14,6 +15,7 @@ mod cluster;
 mod floor;
 mod load;
 mod process;
+mod publish;
 mod report;
 mod sinks;
 mod stages;
@@ -80,9 +82,11 @@ struct Arguments {
     check: bool,
 }
 
-/// What the bench starts itself as.
+/// What else the bench does, and what it starts itself as.
 #[derive(Debug, Subcommand)]
 enum Inner {
+    /// Publishes FLV files, the second and further ones as tracks of the same stream (Enhanced RTMP v2, multitrack), in real time.
+    Publish(publish::Arguments),
     /// The floor program; reads its task from its input.
     #[command(hide = true)]
     Floor,
@@ -115,6 +119,10 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> Result<bool> {
     match arguments.inner {
         None => {}
+        Some(Inner::Publish(arguments)) => {
+            publish::run(&arguments)?;
+            return Ok(true);
+        }
         Some(Inner::Floor) => {
             let mut task = String::new();
             std::io::stdin().read_to_string(&mut task)?;

@@ -1,31 +1,75 @@
-//! A publisher that writes the time into each picture: a clip over and over by RTMP, in real time.
+//! A publisher that writes the time into each picture: clips over and over by RTMP, in real time, one or several tracks.
 //!
 //! The time stands in an SEI message in front of the picture ([`stamp`]), where viewers find it; so latency is measured from
 //! the moment of sending, through the whole cluster, to the last packet at the viewer.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use bytes::{BufMut, Bytes, BytesMut};
 use headwater_media::codec::h264::stamp;
 use headwater_media::flv::TagKind;
-use headwater_media::flv::reader::Tag;
 use rml_rtmp::handshake::{Handshake, HandshakeProcessResult, PeerType};
 use rml_rtmp::sessions::{
     ClientSession, ClientSessionConfig, ClientSessionEvent, ClientSessionResult, PublishRequestType,
 };
 use rml_rtmp::time::RtmpTimestamp;
 
-use crate::clip::{Clip, is_picture};
+use crate::clip::Clip;
+use crate::programme::{Layout, Message, Programme};
 use crate::time::{now, pause, wall};
 
 /// How long a server may take to answer while the connection is made.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where to publish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Name or address, and port.
+    pub host: String,
+    /// The application.
+    pub app: String,
+    /// The stream's key, with its query if it has one.
+    pub key: String,
+}
+
+impl FromStr for Target {
+    type Err = anyhow::Error;
+
+    /// From `rtmp://host[:port]/app/key[?query]`.
+    fn from_str(url: &str) -> Result<Self> {
+        let rest = url.strip_prefix("rtmp://");
+        let rest = rest.context("a URL is rtmp://host[:port]/app/key")?;
+        let mut parts = rest.splitn(3, '/');
+        let (Some(host), Some(app), Some(key)) = (parts.next(), parts.next(), parts.next()) else {
+            bail!("a URL is rtmp://host[:port]/app/key");
+        };
+        let host = if host.contains(':') {
+            host.to_owned()
+        } else {
+            format!("{host}:1935")
+        };
+        Ok(Self {
+            host,
+            app: app.to_owned(),
+            key: key.to_owned(),
+        })
+    }
+}
+
+/// How to publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Write the time into each picture.
+    pub stamp: bool,
+    /// Begin again at the end, on one timeline.
+    pub repeat: bool,
+}
 
 /// A running publisher; ends when dropped.
 #[derive(Debug)]
@@ -40,13 +84,31 @@ impl Publisher {
     /// # Errors
     /// If nobody listens there, or the server refuses.
     pub fn start(port: u16, app: &str, key: &str, clip: Clip) -> Result<Self> {
+        let target = Target {
+            host: format!("127.0.0.1:{port}"),
+            app: app.to_owned(),
+            key: key.to_owned(),
+        };
+        let options = Options {
+            stamp: true,
+            repeat: true,
+        };
+        let programme = Programme::new(vec![clip], Layout::default())?;
+        Self::publish(&target, programme, options)
+    }
+
+    /// Publishes.
+    ///
+    /// # Errors
+    /// If nobody listens there, or the server refuses.
+    pub fn publish(target: &Target, programme: Programme, options: Options) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut link = Link::open(port, app, key)?;
+        let mut link = Link::open(target)?;
         let sender = {
             let stop = Arc::clone(&stop);
             std::thread::Builder::new()
                 .name("publisher".to_owned())
-                .spawn(move || link.play(&clip, &stop))?
+                .spawn(move || link.play(&programme, options, &stop))?
         };
         Ok(Self {
             stop,
@@ -79,9 +141,8 @@ struct Link {
 }
 
 impl Link {
-    fn open(port: u16, app: &str, key: &str) -> Result<Self> {
-        let mut stream =
-            TcpStream::connect(("127.0.0.1", port)).context("no RTMP server listens")?;
+    fn open(target: &Target) -> Result<Self> {
+        let mut stream = TcpStream::connect(&target.host).context("no RTMP server listens")?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
         stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
@@ -122,7 +183,7 @@ impl Link {
         link.input(&rest)?;
         let request = link
             .session
-            .request_connection(app.to_owned())
+            .request_connection(target.app.clone())
             .map_err(|error| anyhow!("{error:?}"))?;
         link.perform(vec![request])?;
         while !link.accepted {
@@ -130,7 +191,7 @@ impl Link {
         }
         let request = link
             .session
-            .request_publishing(key.to_owned(), PublishRequestType::Live)
+            .request_publishing(target.key.clone(), PublishRequestType::Live)
             .map_err(|error| anyhow!("{error:?}"))?;
         link.perform(vec![request])?;
         while !link.publishing {
@@ -171,37 +232,38 @@ impl Link {
         Ok(())
     }
 
-    /// Sends the clip in real time, again and again on one timeline. Ends with `stop` or the connection.
-    fn play(&mut self, clip: &Clip, stop: &AtomicBool) {
+    /// Sends it in real time. Ends with `stop` or the connection.
+    fn play(&mut self, programme: &Programme, options: Options, stop: &AtomicBool) {
         let start = now();
         for round in 0_u32.. {
-            for tag in &clip.tags {
+            if round > 0 && !options.repeat {
+                return;
+            }
+            for message in &programme.messages {
                 // The configurations need sending only once; they are equal in each round.
-                if round > 0 && tag.body.get(1) == Some(&0) {
+                if round > 0 && message.configuration {
                     continue;
                 }
-                let millis = round * clip.millis + tag.millis;
+                let millis = round * programme.millis + message.millis;
                 let due = start + Duration::from_millis(u64::from(millis));
                 pause(due.saturating_duration_since(now()));
-                if stop.load(Ordering::Relaxed) || self.send(tag, millis).is_none() {
+                let sent = self.send(message, millis, options.stamp);
+                if stop.load(Ordering::Relaxed) || sent.is_none() {
                     return;
                 }
             }
         }
     }
 
-    fn send(&mut self, tag: &Tag, millis: u32) -> Option<()> {
+    fn send(&mut self, message: &Message, millis: u32, stamp: bool) -> Option<()> {
         let time = RtmpTimestamp::new(millis);
-        let result = if tag.kind == TagKind::Video {
-            let body = if is_picture(tag) {
-                stamped(&tag.body)
-            } else {
-                tag.body.clone()
-            };
+        let nal =
+            stamp.then(|| stamp::write(u64::try_from(wall().as_micros()).unwrap_or(u64::MAX)));
+        let body = message.write(nal.as_deref());
+        let result = if message.kind == TagKind::Video {
             self.session.publish_video_data(body, time, false)
         } else {
-            self.session
-                .publish_audio_data(tag.body.clone(), time, false)
+            self.session.publish_audio_data(body, time, false)
         };
         let Ok(ClientSessionResult::OutboundResponse(packet)) = result else {
             return None;
@@ -225,15 +287,30 @@ impl Link {
     }
 }
 
-/// The body of a picture's tag with the present time in front of the picture. NAL units have 4-byte lengths in ffmpeg's FLV.
-fn stamped(body: &Bytes) -> Bytes {
-    const HEADER_BYTES: usize = 5;
-    let nal = stamp::write(u64::try_from(wall().as_micros()).unwrap_or(u64::MAX));
-    let mut out = BytesMut::with_capacity(body.len() + nal.len() + 4);
-    let (header, picture) = body.split_at(HEADER_BYTES.min(body.len()));
-    out.put_slice(header);
-    out.put_u32(u32::try_from(nal.len()).unwrap_or(0));
-    out.put_slice(&nal);
-    out.put_slice(picture);
-    out.freeze()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_name_host_application_and_key() {
+        let target = |url: &str| url.parse::<Target>().ok();
+        let parts = |host: &str, app: &str, key: &str| {
+            Some(Target {
+                host: host.to_owned(),
+                app: app.to_owned(),
+                key: key.to_owned(),
+            })
+        };
+        for (url, expected) in [
+            ("rtmp://h/live/x", parts("h:1935", "live", "x")),
+            (
+                "rtmp://h:1/live/x?token=a/b",
+                parts("h:1", "live", "x?token=a/b"),
+            ),
+            ("rtmp://h/live", None),
+            ("http://h/live/x", None),
+        ] {
+            assert_eq!(target(url), expected, "{url}");
+        }
+    }
 }

@@ -70,6 +70,22 @@ impl Process {
         self.child.id()
     }
 
+    /// The names of the programs it runs as children of its own.
+    pub(crate) fn children(&self) -> Vec<String> {
+        let processes = std::fs::read_dir("/proc").expect("Linux");
+        let stats = processes
+            .filter_map(|process| std::fs::read_to_string(process.ok()?.path().join("stat")).ok());
+        // "pid (name) state parent …", where the name may have anything in it.
+        stats
+            .filter_map(|stat| {
+                let (before, after) = stat.rsplit_once(')')?;
+                let parent = after.split_whitespace().nth(1)?.parse::<u32>().ok()?;
+                let (_, name) = before.split_once('(')?;
+                (parent == self.pid()).then(|| name.to_owned())
+            })
+            .collect()
+    }
+
     /// Ends it as a crash would.
     pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
