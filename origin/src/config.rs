@@ -8,7 +8,7 @@ use headwater_media::{replication, stream};
 use headwater_node::auth::Token;
 use serde::{Deserialize, Serialize};
 
-use crate::{audio, rtmp};
+use crate::{audio, ladder, rtmp};
 
 /// Settings of `[origin]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +106,8 @@ pub struct Config {
     pub rtmp: rtmp::Config,
     /// `[audio]`.
     pub audio: audio::Config,
+    /// `[ladder]`.
+    pub ladder: ladder::Config,
     /// Who presents it may publish; none: everybody.
     pub publish_token: Option<Token>,
 }

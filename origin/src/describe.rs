@@ -30,6 +30,10 @@ pub(crate) struct Facts<'a> {
     /// Those with viewers for renditions.
     pub(crate) adaptive_subscribers: usize,
     pub(crate) dropped_units: u64,
+    /// Of the renditions made of it, as the API has it.
+    pub(crate) ladder: &'a Value,
+    /// Viewers who need a rendition without B-frames get one.
+    pub(crate) repaired: bool,
 }
 
 /// The stream's JSON object.
@@ -40,7 +44,8 @@ pub(crate) fn stream(facts: &Facts<'_>) -> Value {
         .iter()
         .map(|entry| {
             let mut observed = facts.observed.iter();
-            track(entry, observed.find(|observed| observed.track == entry.id))
+            let observed = observed.find(|observed| observed.track == entry.id);
+            track(entry, observed, facts.repaired)
         })
         .collect();
     let seconds = |since: Instant| facts.now.saturating_duration_since(since).as_secs();
@@ -59,10 +64,11 @@ pub(crate) fn stream(facts: &Facts<'_>) -> Value {
         "subscribers": facts.subscribers,
         "adaptive_subscribers": facts.adaptive_subscribers,
         "dropped_units": facts.dropped_units,
+        "ladder": facts.ladder,
     })
 }
 
-fn track(track: &Track, observed: Option<&Observed>) -> Value {
+fn track(track: &Track, observed: Option<&Observed>, repaired: bool) -> Value {
     let mut object = Map::new();
     let mut put = |key: &str, value: Value| object.insert(key.to_owned(), value);
     put("id", json!(track.id.0));
@@ -88,10 +94,14 @@ fn track(track: &Track, observed: Option<&Observed>) -> Value {
             put("keyframe_interval_seconds", json!(interval));
             let mut advice = Vec::new();
             if track.reordered {
-                advice.push(
+                advice.push(if repaired {
+                    "This encoder sends B-frames, which WebRTC viewers can't play. While somebody watches, this origin \
+                     makes a rendition without them, at the cost of CPU, delay and some quality. Better switch them \
+                     off: in OBS set \"Max B-frames\" to 0 or the x264 option bframes=0, in ffmpeg use -bf 0."
+                } else {
                     "This encoder sends B-frames, which WebRTC viewers can't play. Switch them off: in OBS set \
-                     \"Max B-frames\" to 0 or the x264 option bframes=0, in ffmpeg use -bf 0.",
-                );
+                     \"Max B-frames\" to 0 or the x264 option bframes=0, in ffmpeg use -bf 0."
+                });
             }
             if interval.is_some_and(|interval| interval > KEYFRAME_INTERVAL_ADVISED) {
                 advice.push(
@@ -164,6 +174,8 @@ mod tests {
             subscribers: 2,
             adaptive_subscribers: 1,
             dropped_units: 0,
+            ladder: &Value::Null,
+            repaired: true,
         });
         let track = &value["tracks"][0];
         assert_eq!(track["profile_level_id"], "64001f");

@@ -8,6 +8,7 @@
 //! | `publication` | a publisher's link to its stream |
 //! | `stream` | `StreamActor`: one live stream and its subscribers |
 //! | [`audio`] | AAC to Opus |
+//! | [`ladder`] | renditions made of the publisher's video, by an ffmpeg child |
 //! | `replication` | the gRPC server, one session per subscriber |
 //! | `describe`, `metrics` | API record, metrics |
 
@@ -30,6 +31,8 @@ use crate::stream::Describe;
 pub mod audio;
 pub mod config;
 mod describe;
+mod ffmpeg;
+pub mod ladder;
 mod metrics;
 mod publication;
 pub mod registry;
@@ -92,6 +95,7 @@ pub async fn start(config: Config, node: Node) -> Result<Origin, StartError> {
     let registry = Registry::start(
         config.origin.clone(),
         config.audio.clone(),
+        ladder::Shared::new(config.ladder.clone(), node.clock.clone(), node.io.clone()),
         grpc_url.clone(),
         node.clone(),
         arbiters.iter().map(Arbiter::handle).collect(),

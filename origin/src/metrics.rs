@@ -1,6 +1,6 @@
 //! Names and help of the origin's own metrics; RTMP and audio have theirs.
 
-use metrics::{Unit, describe_counter, describe_gauge};
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
 /// Streams this origin has, held ones included.
 pub(crate) const STREAMS: &str = "headwater_origin_streams";
@@ -24,6 +24,17 @@ pub(crate) const PUBLISHES: &str = "headwater_origin_publishes_total";
 pub(crate) const AUDIO_PROBLEMS: &str = "headwater_origin_audio_problems_total";
 /// Renditions of publishers that were not taken.
 pub(crate) const RENDITIONS_REFUSED: &str = "headwater_origin_renditions_refused_total";
+
+/// ffmpeg children that make renditions.
+pub(crate) const LADDER_CHILDREN: &str = "headwater_origin_ladder_children";
+/// Children that failed, by `reason`: `exited`, `stuck`, `garbled`, `ffmpeg_missing`, `busy`.
+pub(crate) const LADDER_FAILURES: &str = "headwater_origin_ladder_failures_total";
+/// Children started again after a failure.
+pub(crate) const LADDER_RESTARTS: &str = "headwater_origin_ladder_restarts_total";
+/// Pictures that were dropped on their way into or out of a child, by `reason`: `slow`, `mailbox`, `refused`, `untimed`.
+pub(crate) const LADDER_DROPPED: &str = "headwater_origin_ladder_units_dropped_total";
+/// From a source picture to the rendition's.
+pub(crate) const LADDER_LAG: &str = "headwater_origin_ladder_lag_seconds";
 
 /// Registers help texts and units.
 pub(crate) fn describe() {
@@ -69,5 +80,30 @@ pub(crate) fn describe() {
         RENDITIONS_REFUSED,
         Unit::Count,
         "Renditions of publishers that were not taken, by reason"
+    );
+    describe_gauge!(
+        LADDER_CHILDREN,
+        Unit::Count,
+        "ffmpeg children that make renditions"
+    );
+    describe_counter!(
+        LADDER_FAILURES,
+        Unit::Count,
+        "ffmpeg children that ended or did not start, by reason"
+    );
+    describe_counter!(
+        LADDER_RESTARTS,
+        Unit::Count,
+        "ffmpeg children started again after a failure"
+    );
+    describe_counter!(
+        LADDER_DROPPED,
+        Unit::Count,
+        "Pictures dropped on their way into or out of an ffmpeg child, by reason"
+    );
+    describe_histogram!(
+        LADDER_LAG,
+        Unit::Seconds,
+        "From a picture of the source to that of the rendition made of it"
     );
 }

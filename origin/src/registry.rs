@@ -24,7 +24,7 @@ use crate::config::OriginConfig;
 use crate::describe::Publisher;
 use crate::publication::{Links, Slot};
 use crate::stream::{Begin, EndReason, Stop, StreamActor};
-use crate::{audio, metrics as names};
+use crate::{audio, ladder, metrics as names};
 
 pub use crate::publication::Publication;
 
@@ -92,6 +92,7 @@ impl Registry {
     pub(crate) fn start(
         config: OriginConfig,
         audio: audio::Config,
+        ladder: ladder::Shared,
         grpc_url: String,
         node: Node,
         arbiters: Vec<ArbiterHandle>,
@@ -99,6 +100,7 @@ impl Registry {
         let registry = StreamRegistry {
             config,
             audio,
+            ladder,
             grpc_url,
             node,
             arbiters,
@@ -202,6 +204,7 @@ pub(crate) struct HoldExpired {
 struct StreamRegistry {
     config: OriginConfig,
     audio: audio::Config,
+    ladder: ladder::Shared,
     grpc_url: String,
     node: Node,
     arbiters: Vec<ArbiterHandle>,
@@ -338,9 +341,10 @@ impl StreamRegistry {
 
     fn start_stream(&mut self, name: StreamName, ctx: &Context<Self>) -> Addr<StreamActor> {
         let (config, audio) = (self.config.clone(), self.audio.clone());
+        let ladder = self.ladder.clone();
         let (clock, registry) = (self.node.clock.clone(), Sender::new(&ctx.address()));
         let create = move |_: &mut Context<StreamActor>| {
-            StreamActor::new(name, config, audio, clock, registry)
+            StreamActor::new(name, config, audio, ladder, clock, registry)
         };
         self.next_arbiter = (self.next_arbiter + 1) % self.arbiters.len().max(1);
         match self.arbiters.get(self.next_arbiter) {
@@ -570,7 +574,16 @@ mod tests {
             shutdown: CancellationToken::new(),
         };
         let (config, audio) = Default::default();
-        Registry::start(config, audio, "http://o1:7070".to_owned(), node, Vec::new())
+        let ladder = ladder::Config::default();
+        let ladder = ladder::Shared::new(ladder, node.clock.clone(), node.io.clone());
+        Registry::start(
+            config,
+            audio,
+            ladder,
+            "http://o1:7070".to_owned(),
+            node,
+            Vec::new(),
+        )
     }
 
     async fn publish(registry: &Registry) -> Publication {

@@ -1,8 +1,9 @@
-//! `StreamActor`: one live stream. Owns its [`Stream`] core, its subscribers and its audio transcode.
+//! `StreamActor`: one live stream. Owns its [`Stream`] core, its subscribers, its audio transcode and
+//! its ladder.
 //!
 //! Its parent is the registry, which starts it and alone decides when it ends ([`Stop`]). It receives a publisher's units
-//! ([`Deliver`], perishable: on a full mailbox the publication drops to the next keyframe), the transcoder's Opus, and
-//! subscribers. Each subscriber has a bounded queue of its own; one that is full loses units, which its session notices by
+//! ([`Deliver`], perishable: on a full mailbox the publication drops to the next keyframe), the transcoder's Opus, the
+//! ladder's renditions, and subscribers. Each subscriber has a bounded queue of its own; one that is full loses units, which its session notices by
 //! their sequence, so a slow subscriber never slows the publisher or a neighbour.
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use tracing::{info, warn};
 use crate::audio::{self, Transcoder};
 use crate::config::OriginConfig;
 use crate::describe;
+use crate::ladder;
 use crate::metrics as names;
 use crate::registry::HoldExpired;
 
@@ -194,6 +196,7 @@ pub(crate) struct StreamActor {
     next_subscriber: u64,
     transcoder: Option<Transcoder>,
     generation: u64,
+    ladder: ladder::Link,
     hold: Option<SpawnHandle>,
     dropped_units: u64,
 }
@@ -203,6 +206,7 @@ impl StreamActor {
         name: StreamName,
         config: OriginConfig,
         audio: audio::Config,
+        ladder: ladder::Shared,
         clock: Clock,
         registry: Sender<HoldExpired>,
     ) -> Self {
@@ -218,6 +222,7 @@ impl StreamActor {
             next_subscriber: 0,
             transcoder: None,
             generation: 0,
+            ladder: ladder::Link::new(ladder),
             hold: None,
             dropped_units: 0,
         }
@@ -253,6 +258,18 @@ impl StreamActor {
     fn emit(&mut self, unit: Arc<AccessUnit>) {
         self.pump();
         self.tell(&Item::Unit(unit));
+    }
+
+    /// The ladder hears what it is to work on, and whether anybody wants it.
+    fn tell_ladder(&mut self, ctx: &Context<Self>) {
+        let mut subscribers = self.subscribers.iter();
+        let demanded = subscribers.any(|entry| entry.adaptive && !entry.items.is_closed());
+        let now = self.clock.now();
+        let info = self.core.info(now);
+        let since = self.publisher.as_ref().map(|publisher| publisher.since);
+        let made = || Sender::new(&ctx.address());
+        self.ladder
+            .handle_info(now, demanded, &info, since, &self.core, made);
     }
 
     fn count_drop(&mut self, dropped: Dropped) {
@@ -301,13 +318,14 @@ impl Actor for StreamActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        ctx.run_interval(INFO_INTERVAL, |actor, _| {
+        ctx.run_interval(INFO_INTERVAL, |actor, ctx| {
             actor.core.handle_timeout(actor.clock.now());
             if actor.transcoder.is_some() && !actor.core.has_source_audio() {
                 actor.transcoder = None;
             }
             actor.core.poll_changed();
             actor.tell_info();
+            actor.tell_ladder(ctx);
         });
     }
 }
@@ -326,6 +344,7 @@ impl Handler<Begin> for StreamActor {
         self.core.handle_begin(message.epoch);
         self.publisher = Some(message.publisher);
         self.pump();
+        self.tell_ladder(ctx);
     }
 }
 
@@ -347,6 +366,7 @@ impl Handler<Configure> for StreamActor {
             warn!(stream = %self.core.name(), track = message.track.0, %error, "a rendition is not taken");
         }
         self.pump();
+        self.tell_ladder(ctx);
     }
 }
 
@@ -386,6 +406,7 @@ impl Handler<Deliver> for StreamActor {
                     // A full queue is counted by the transcoder, a failed one has said so.
                     let _ = transcoder.push(Arc::clone(&unit));
                 }
+                self.ladder.handle_unit(&unit);
                 self.emit(unit);
             }
             Err(dropped) => self.count_drop(dropped),
@@ -415,6 +436,7 @@ impl Handler<Leave> for StreamActor {
         info!(stream = %self.core.name(), epoch = %message.epoch, "publisher left; the stream is held");
         self.core.handle_leave();
         self.pump();
+        self.tell_ladder(ctx);
         self.hold = Some(ctx.run_later(self.config.hold(), move |actor, _| {
             actor.registry.post(HoldExpired {
                 name: actor.core.name().clone(),
@@ -461,10 +483,23 @@ impl Handler<Audio> for StreamActor {
     }
 }
 
+impl Handler<ladder::Made> for StreamActor {
+    type Result = ();
+
+    fn handle(&mut self, message: ladder::Made, _: &mut Self::Context) {
+        let now = self.clock.now();
+        match self.ladder.handle_made(now, message, &mut self.core) {
+            ladder::Outcome::Nothing => self.pump(),
+            ladder::Outcome::Unit(unit) => self.emit(unit),
+            ladder::Outcome::Dropped(dropped) => self.count_drop(dropped),
+        }
+    }
+}
+
 impl Handler<Attach> for StreamActor {
     type Result = MessageResult<Attach>;
 
-    fn handle(&mut self, message: Attach, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, message: Attach, ctx: &mut Self::Context) -> Self::Result {
         self.pump();
         let attachment = self.core.attach(self.clock.now(), &message.have);
         let (items, receiver) = mpsc::channel(SUBSCRIBER_QUEUE);
@@ -475,6 +510,9 @@ impl Handler<Attach> for StreamActor {
             items,
             adaptive: message.adaptive,
         });
+        if message.adaptive {
+            self.tell_ladder(ctx);
+        }
         MessageResult(Attached {
             subscriber,
             attachment,
@@ -499,11 +537,12 @@ impl Handler<Backlog> for StreamActor {
 impl Handler<Adapt> for StreamActor {
     type Result = ();
 
-    fn handle(&mut self, message: Adapt, _: &mut Self::Context) {
+    fn handle(&mut self, message: Adapt, ctx: &mut Self::Context) {
         let mut subscribers = self.subscribers.iter_mut();
         if let Some(subscriber) = subscribers.find(|entry| entry.id == message.subscriber) {
             subscriber.adaptive = message.adaptive;
         }
+        self.tell_ladder(ctx);
     }
 }
 
@@ -525,6 +564,8 @@ impl Handler<Describe> for StreamActor {
             subscribers: self.subscribers.len(),
             adaptive_subscribers: self.subscribers.iter().filter(|s| s.adaptive).count(),
             dropped_units: self.dropped_units,
+            ladder: &self.ladder.describe(),
+            repaired: self.ladder.enabled(),
         }))
     }
 }
@@ -548,6 +589,7 @@ impl Handler<Stop> for StreamActor {
         self.tell(&Item::End(message.reason));
         self.subscribers.clear();
         self.transcoder = None;
+        self.ladder.end();
         ctx.stop();
     }
 }

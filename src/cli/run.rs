@@ -171,6 +171,7 @@ async fn start(
         origin: settings.origin.clone(),
         rtmp: settings.rtmp.clone(),
         audio: settings.audio.clone(),
+        ladder: settings.ladder.clone(),
         publish_token: settings.auth.publish_token.clone(),
     };
 

@@ -38,6 +38,8 @@ pub(super) struct Settings {
     pub(super) rtmp: headwater_origin::rtmp::Config,
     /// `[audio]`
     pub(super) audio: headwater_origin::audio::Config,
+    /// `[ladder]`
+    pub(super) ladder: headwater_origin::ladder::Config,
     /// `[edge]`
     pub(super) edge: headwater_edge::config::Config,
 }
@@ -88,6 +90,7 @@ impl Default for Settings {
             origin: Default::default(),
             rtmp: Default::default(),
             audio: Default::default(),
+            ladder: Default::default(),
             edge: Default::default(),
         }
     }

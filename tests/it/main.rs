@@ -8,6 +8,7 @@ mod harness;
 
 mod browser;
 mod failover;
+mod ladder;
 mod operations;
 mod overload;
 mod play;

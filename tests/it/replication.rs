@@ -45,7 +45,7 @@ const GOP: u64 = 30;
 /// Longer than anything here takes, but it must end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn run(test: impl Future<Output = ()>) {
+pub(crate) fn run(test: impl Future<Output = ()>) {
     actix::System::new().block_on(async {
         tokio::time::timeout(3 * PATIENCE, test)
             .await
@@ -67,15 +67,15 @@ fn name() -> StreamName {
     "live/demo".parse().expect("a name")
 }
 
-struct Cluster {
+pub(crate) struct Cluster {
     // Dropped last: it carries the others' tasks.
     io: Option<tokio::runtime::Runtime>,
     origin: Option<Origin>,
-    edge: Node,
+    pub(crate) edge: Node,
 }
 
 impl Cluster {
-    async fn start(settings: impl FnOnce(&mut headwater_origin::Config)) -> Self {
+    pub(crate) async fn start(settings: impl FnOnce(&mut headwater_origin::Config)) -> Self {
         let io = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -97,7 +97,7 @@ impl Cluster {
         }
     }
 
-    fn origin(&self) -> &Origin {
+    pub(crate) fn origin(&self) -> &Origin {
         self.origin.as_ref().expect("it runs")
     }
 
@@ -122,7 +122,7 @@ impl Cluster {
         }
     }
 
-    fn subscribe(&self, node: &Node) -> Subscription {
+    pub(crate) fn subscribe(&self, node: &Node) -> Subscription {
         let (feed, inbox) = mpsc::unbounded_channel();
         let collector = Collector { feed }.start();
         let wants = Wants {
@@ -138,7 +138,7 @@ impl Cluster {
         }
     }
 
-    async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.edge.shutdown.cancel();
         if let Some(origin) = self.origin.take() {
             origin.stop().await;
@@ -207,16 +207,16 @@ impl Handler<Feed> for Collector {
     }
 }
 
-struct Subscription {
+pub(crate) struct Subscription {
     _handle: subscriber::Handle,
-    wants: watch::Sender<Wants>,
+    pub(crate) wants: watch::Sender<Wants>,
     inbox: mpsc::UnboundedReceiver<Feed>,
     /// Units that came while something else was waited for.
     waiting: VecDeque<Arc<AccessUnit>>,
 }
 
 impl Subscription {
-    async fn feed(&mut self) -> Feed {
+    pub(crate) async fn feed(&mut self) -> Feed {
         tokio::time::timeout(PATIENCE, self.inbox.recv())
             .await
             .expect("something comes")

@@ -9,29 +9,26 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::{ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::process::{ChildStdin, ChildStdout, Command};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
+use headwater_node::clock::Clock;
+
 use crate::audio::pipeline::FailureKind;
+use crate::ffmpeg::{describe_end, describe_missing, read_stderr};
 
 /// FLV tags that may wait for the child to read them (count), about 5 s.
 const QUEUE_TAGS: usize = 256;
 
 /// Samples are read in pieces of at most so much (bytes), 43 ms.
 const READ_BYTES: usize = 16 * 1024;
-
-/// What is kept of the child's last words (bytes).
-const STDERR_KEPT_BYTES: usize = 512;
-
-/// Lines of a child's standard error that are logged (count); the rest is read and dropped.
-const STDERR_LINES_LOGGED: u32 = 50;
 
 /// `-probesize 32 -analyzeduration 0`: the first sample comes after 60 ms and the rest within a millisecond of their
 /// tag; with ffmpeg's defaults it is 5 s. `min_hard_comp` below a frame's length: one undecodable frame is filled. No
@@ -106,11 +103,7 @@ async fn run(
     let mut child = match spawned {
         Ok(child) => child,
         Err(error) => {
-            let missing = matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied
-            );
-            let reason = format!("can't run {}: {error}", ffmpeg.display());
+            let (missing, reason) = describe_missing(&ffmpeg, &error);
             return if missing {
                 (FailureKind::FfmpegMissing, reason)
             } else {
@@ -124,12 +117,14 @@ async fn run(
         return (FailureKind::FfmpegEnded, "ffmpeg has no pipes".to_owned());
     };
     debug!(pid = child.id(), generation, "ffmpeg started");
-    let mut last_words = String::new();
+    let clock = Clock::system();
     // Writing ends with the owner or with a pipe that nobody reads; reading ends with the child. Only the latter counts.
     let reading = async {
         tokio::join!(
             read_samples(stdout, generation, owner),
-            read_stderr(stderr, generation, &mut last_words)
+            read_stderr(stderr, &clock, |message| {
+                debug!(generation, message, "ffmpeg says");
+            })
         )
     };
     let writing = async {
@@ -138,15 +133,12 @@ async fn run(
         }
         std::future::pending::<()>().await;
     };
-    tokio::select! {
-        _ = reading => {}
-        () = writing => {}
-    }
+    let last_words = tokio::select! {
+        ((), last_words) = reading => last_words,
+        () = writing => String::new(),
+    };
     let status = child.wait().await;
-    (
-        FailureKind::FfmpegEnded,
-        describe_end(status, last_words.trim()),
-    )
+    (FailureKind::FfmpegEnded, describe_end(status, &last_words))
 }
 
 async fn write_tags(
@@ -177,43 +169,5 @@ async fn read_samples(mut stdout: ChildStdout, generation: u64, owner: &impl Own
                 return;
             }
         }
-    }
-}
-
-/// Logs what the child says and keeps its last line.
-async fn read_stderr(mut stderr: ChildStderr, generation: u64, last: &mut String) {
-    let mut buffer = [0; STDERR_KEPT_BYTES];
-    let mut line = Vec::new();
-    let mut logged = 0;
-    while let Ok(count) = stderr.read(&mut buffer).await {
-        if count == 0 {
-            return;
-        }
-        for byte in buffer.iter().take(count) {
-            if *byte != b'\n' {
-                if line.len() < STDERR_KEPT_BYTES {
-                    line.push(*byte);
-                }
-                continue;
-            }
-            *last = String::from_utf8_lossy(&line).into_owned();
-            line.clear();
-            if logged < STDERR_LINES_LOGGED {
-                logged += 1;
-                debug!(generation, message = %last, "ffmpeg says");
-            }
-        }
-    }
-}
-
-fn describe_end(status: io::Result<ExitStatus>, last_words: &str) -> String {
-    let status = match status {
-        Ok(status) => status.to_string(),
-        Err(error) => error.to_string(),
-    };
-    if last_words.is_empty() {
-        format!("it ended ({status})")
-    } else {
-        format!("it ended ({status}): {last_words}")
     }
 }
