@@ -8,6 +8,7 @@ use std::time::Duration;
 use headwater_node::clock::Clock;
 use tokio::io::AsyncReadExt;
 use tokio::process::ChildStderr;
+use tracing::debug;
 
 /// What is kept of a child's last words (bytes).
 const KEPT_BYTES: usize = 512;
@@ -16,11 +17,12 @@ const KEPT_BYTES: usize = 512;
 const LINES_LOGGED: u32 = 10;
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Reads what a child says until it says no more, and returns its last line. Gives `log` some of the lines, so that a child that complains
-/// about every picture doesn't fill the log.
+/// Reads what a child says until it says no more, and returns the last line that is `severe`: what it died of, perhaps. `log` gets only
+/// some of those, so that a child that complains about every picture doesn't fill the log; the others go to the log for debugging.
 pub(crate) async fn read_stderr(
     mut stderr: ChildStderr,
     clock: &Clock,
+    severe: impl Fn(&str) -> bool,
     log: impl Fn(&str),
 ) -> String {
     let mut buffer = [0; KEPT_BYTES];
@@ -40,16 +42,21 @@ pub(crate) async fn read_stderr(
                 }
                 continue;
             }
-            last = String::from_utf8_lossy(&line).trim().to_owned();
+            let said = String::from_utf8_lossy(&line).trim().to_owned();
             line.clear();
+            if !severe(&said) {
+                debug!(message = said, "ffmpeg says");
+                continue;
+            }
             let now = clock.now();
             if now.saturating_duration_since(since) >= LOG_INTERVAL {
                 (since, logged) = (now, 0);
             }
             if logged < LINES_LOGGED {
                 logged += 1;
-                log(&last);
+                log(&said);
             }
+            last = said;
         }
     }
 }

@@ -6,7 +6,8 @@
 //! | `rungs` | which renditions are made of a source |
 //! | `arguments` | how ffmpeg is told |
 //! | `gop`, `times` | what a child begins with; its times and the stream's |
-//! | `supervisor` | when a child runs, what it gets, what its pictures become: the pure core |
+//! | `supervisor`, `run` | when a child runs, what it gets, what its pictures become, whether it keeps up: the pure core |
+//! | `source`, `output` | what the core is told, and what it tells |
 //! | `child` | the process and its pipes |
 //! | `actor` | `LadderActor`, around the core and the child |
 //! | `link` | a stream's end of it |
@@ -22,7 +23,10 @@ mod child;
 mod config;
 mod gop;
 mod link;
+mod output;
+mod run;
 mod rungs;
+mod source;
 mod supervisor;
 mod times;
 

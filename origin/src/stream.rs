@@ -269,7 +269,7 @@ impl StreamActor {
         let since = self.publisher.as_ref().map(|publisher| publisher.since);
         let made = || Sender::new(&ctx.address());
         self.ladder
-            .handle_info(now, demanded, &info, since, &self.core, made);
+            .handle_info(now, demanded, &info, since, &mut self.core, made);
     }
 
     fn count_drop(&mut self, dropped: Dropped) {

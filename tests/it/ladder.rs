@@ -83,7 +83,15 @@ impl Watcher {
 
 /// An origin with a stream that is published, and a subscriber to it. A linger of a second.
 async fn start(picture: Picture) -> (Cluster, Publisher, Watcher) {
-    let cluster = Cluster::start(|config| config.ladder.linger_seconds = 1).await;
+    start_with("ffmpeg", picture).await
+}
+
+async fn start_with(ffmpeg: &str, picture: Picture) -> (Cluster, Publisher, Watcher) {
+    let settings = |config: &mut headwater_origin::Config| {
+        config.ladder.linger_seconds = 1;
+        config.ladder.ffmpeg = ffmpeg.into();
+    };
+    let cluster = Cluster::start(settings).await;
     let url = format!("rtmp://{}/live/demo", cluster.origin().rtmp_addr());
     let publisher = Publisher::start(&url, picture, Sound::Silence);
     let watcher = Watcher::new(&cluster);
@@ -207,6 +215,26 @@ fn a_killed_ffmpeg_costs_its_renditions_seconds_and_the_source_nothing() {
         assert!(gapless(watcher.of(TrackId::SOURCE_VIDEO)));
         let record = cluster.origin().report().streams().await.remove(0);
         assert_eq!(record["ladder"]["failures"], 1, "{record}");
+        cluster.stop().await;
+    });
+}
+
+#[test]
+fn without_ffmpeg_the_source_plays_and_the_record_says_what_is_missing() {
+    run(async {
+        let (cluster, _publisher, mut watcher) = start_with("/nowhere/ffmpeg", Picture::Test).await;
+        watcher.adapt(true);
+        watcher
+            .until("three seconds of source", |watcher| {
+                watcher.of(TrackId::SOURCE_VIDEO).len() > 90
+            })
+            .await;
+        assert!(gapless(watcher.of(TrackId::SOURCE_VIDEO)));
+        let record = cluster.origin().report().streams().await.remove(0);
+        let ladder = &record["ladder"];
+        assert_eq!(ladder["state"], "failing", "{record}");
+        let error = ladder["last_error"].as_str().expect("an error");
+        assert!(error.contains("/nowhere/ffmpeg"), "{error}");
         cluster.stop().await;
     });
 }

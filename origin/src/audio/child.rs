@@ -122,9 +122,12 @@ async fn run(
     let reading = async {
         tokio::join!(
             read_samples(stdout, generation, owner),
-            read_stderr(stderr, &clock, |message| {
-                debug!(generation, message, "ffmpeg says");
-            })
+            read_stderr(
+                stderr,
+                &clock,
+                |_| true,
+                |message| debug!(generation, message, "ffmpeg says"),
+            )
         )
     };
     let writing = async {

@@ -16,13 +16,15 @@ use headwater_media::id::StreamName;
 use headwater_media::unit::{AccessUnit, RenditionUnit};
 use headwater_node::actor::{Sender, Undelivered};
 use metrics::{counter, histogram};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::{debug, info, warn};
 
 use crate::ladder::Shared;
 use crate::ladder::child::{self, Child, Order, Report};
-use crate::ladder::supervisor::{Failure, Output, Source, Status, Supervisor};
+use crate::ladder::output::{Failure, Output, Status};
+use crate::ladder::source::Source;
+use crate::ladder::supervisor::Supervisor;
 use crate::metrics as names;
 
 /// Messages that may wait (count): two seconds of a fast source.
@@ -95,6 +97,8 @@ pub(crate) struct LadderActor {
     /// The newest GOP of the source, until the actor has started.
     backlog: Vec<Arc<AccessUnit>>,
     child: Option<Child>,
+    /// The right to have a child. Kept from one to the next, or another stream would get it between them.
+    permit: Option<OwnedSemaphorePermit>,
     reports: mpsc::Sender<Report>,
     unread: Option<mpsc::Receiver<Report>>,
     timer: Option<(Instant, SpawnHandle)>,
@@ -126,6 +130,7 @@ impl LadderActor {
             stream,
             backlog,
             child: None,
+            permit: None,
             reports,
             unread: Some(unread),
             timer: None,
@@ -191,20 +196,22 @@ impl LadderActor {
         arguments: Vec<String>,
         outputs: usize,
     ) -> bool {
-        // The one before it must not hold the permit that this one needs.
         self.child = None;
-        let Ok(permit) = Arc::clone(&self.shared.children).try_acquire_owned() else {
+        if self.permit.is_none() {
+            let children = Arc::clone(&self.shared.children);
+            self.permit = children.try_acquire_owned().ok();
+        }
+        if self.permit.is_none() {
             let error = "this origin makes as many ladders as it may (ladder.streams_max)";
             self.core
                 .handle_ended(now, generation, Failure::Busy, error);
             return false;
-        };
+        }
         let order = Order {
             ffmpeg: self.shared.config.ffmpeg.clone(),
             generation,
             arguments,
             outputs,
-            permit,
         };
         info!(stream = %self.name, renditions = outputs, "making renditions");
         self.child = Some(Child::spawn(

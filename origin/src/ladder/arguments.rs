@@ -21,7 +21,7 @@ pub(crate) const FIRST_OUTPUT: i32 = 3;
 pub(crate) fn arguments(config: &Config, decoder_threads: u8, rungs: &[Rung]) -> Vec<String> {
     let mut arguments = Vec::new();
     let mut add = |text: &str| arguments.extend(text.split_ascii_whitespace().map(str::to_owned));
-    add("-hide_banner -nostats -nostdin -loglevel warning -copyts");
+    add("-hide_banner -nostats -nostdin -loglevel level+warning -copyts");
     add(&decoding(config.encoder, &device(&config.device)));
     add(&format!("-threads {decoder_threads}"));
     add("-probesize 32 -analyzeduration 0 -f flv -i pipe:0");

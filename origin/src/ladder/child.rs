@@ -27,17 +27,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::process::{ChildStdin, Command};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
 use crate::ffmpeg::{describe_end, describe_missing, read_stderr};
 use crate::ladder::arguments::FIRST_OUTPUT;
-use crate::ladder::supervisor::Failure;
+use crate::ladder::output::Failure;
 use crate::metrics::LADDER_CHILDREN;
 
 /// Tags that may wait for the child to read them (count): the GOP it begins with, and what comes while it works on that. What they hold is
-/// bounded by [`super::supervisor`].
+/// bounded by [`super::run`].
 const QUEUE_TAGS: usize = 2048;
 
 /// A rung's output is read in pieces of at most so much (bytes).
@@ -48,6 +48,9 @@ const PICTURE_BYTES_MAX: usize = 8 << 20;
 
 /// How much lower than ours the child's priority is: encoding waits for sockets, not the other way round.
 const NICE: i32 = 5;
+
+/// How ffmpeg marks what a person should see, told to do so by `-loglevel level+…`. It warns of much that is well.
+const SEVERE: [&str; 3] = ["[error]", "[fatal]", "[panic]"];
 
 /// What a child tells its owner.
 #[derive(Debug)]
@@ -77,8 +80,6 @@ pub(crate) struct Order {
     pub(crate) arguments: Vec<String>,
     /// Pipes it writes to (count).
     pub(crate) outputs: usize,
-    /// The right to run, given back when it has ended.
-    pub(crate) permit: OwnedSemaphorePermit,
 }
 
 /// A running child. Dropping it kills it.
@@ -120,12 +121,12 @@ impl Drop for Child {
 }
 
 /// Keeps the gauge of children right, however one ends.
-struct Running(#[expect(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+struct Running;
 
 impl Running {
-    fn new(permit: OwnedSemaphorePermit) -> Self {
+    fn new() -> Self {
         gauge!(LADDER_CHILDREN).increment(1.0);
-        Self(permit)
+        Self
     }
 }
 
@@ -154,7 +155,7 @@ async fn run(
         }
     };
     let generation = order.generation;
-    let _running = Running::new(order.permit);
+    let _running = Running::new();
     debug!(pid = child.id(), generation, "ffmpeg started");
     lower_priority(&child);
     let (Some(stdin), Some(stderr)) = (child.stdin.take(), child.stderr.take()) else {
@@ -167,9 +168,12 @@ async fn run(
     let reading = async {
         tokio::join!(
             join_all(readers),
-            read_stderr(stderr, clock, |message| {
-                warn!(generation, message, "ffmpeg says");
-            })
+            read_stderr(
+                stderr,
+                clock,
+                |message| SEVERE.iter().any(|level| message.contains(level)),
+                |message| warn!(generation, message, "ffmpeg says"),
+            )
         )
     };
     // Writing ends with the owner or with a pipe that nobody reads; reading ends with the child. Only the latter counts.

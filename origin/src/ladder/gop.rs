@@ -1,9 +1,11 @@
-//! The source since its newest keyframe: what a child begins with.
+//! The source since its newest keyframe, which is what a child begins with, and its frame rate.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use headwater_media::id::Epoch;
+use headwater_media::time::MediaTime;
 use headwater_media::unit::AccessUnit;
 
 /// Bounds of what is kept. A GOP beyond one of them is dropped, and a child begins with the next.
@@ -11,38 +13,41 @@ const UNITS_MAX: usize = 1200;
 const BYTES_MAX: usize = 24 << 20;
 const SPAN_MAX: Duration = Duration::from_secs(20);
 
-/// Pictures from which a frame rate is told (count).
-const RATED: usize = 6;
+/// Pictures from which a frame rate is told (count): so many, or fewer that lie over [`RATED_SPAN`].
+const RATED: usize = 8;
+const RATED_SPAN: Duration = Duration::from_secs(1);
+
+/// Pictures over which it is measured (count).
+const RECENT: usize = 61;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Gop {
     units: Vec<Arc<AccessUnit>>,
     bytes: usize,
-    /// Of the last GOP that was long enough (1/s).
-    frame_rate: Option<f64>,
+    /// DTS of the last pictures, of whatever GOP.
+    recent: VecDeque<MediaTime>,
 }
 
 impl Gop {
     /// Takes the next picture.
     pub(crate) fn push(&mut self, unit: &Arc<AccessUnit>) {
-        if unit.keyframe {
-            self.units.clear();
-            self.bytes = 0;
+        if unit.discontinuity {
+            self.recent.clear();
         }
-        let Some(first) = self.units.first() else {
-            if unit.keyframe {
-                self.bytes = unit.payload.len();
-                self.units.push(Arc::clone(unit));
-            }
+        if self.recent.len() >= RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(unit.dts);
+        if unit.keyframe {
+            self.clear();
+        } else if self.units.is_empty() {
             return;
-        };
-        let span = unit.dts.since(first.dts);
+        }
         self.bytes += unit.payload.len();
         self.units.push(Arc::clone(unit));
-        if self.units.len() >= RATED && !span.is_zero() {
-            self.frame_rate = Some((self.units.len() - 1) as f64 / span.as_secs_f64());
-        }
+        let first = self.units.first().map_or(unit.dts, |first| first.dts);
+        let span = unit.dts.since(first);
         if self.units.len() > UNITS_MAX || self.bytes > BYTES_MAX || span > SPAN_MAX {
             self.clear();
         }
@@ -53,7 +58,7 @@ impl Gop {
         let mut units = self.units.iter();
         if units.any(|unit| Some((unit.epoch, unit.configuration_id)) != coding) {
             self.clear();
-            self.frame_rate = None;
+            self.recent.clear();
         }
     }
 
@@ -74,7 +79,74 @@ impl Gop {
     }
 
     /// Pictures per second; none until known.
-    pub(crate) const fn frame_rate(&self) -> Option<f64> {
-        self.frame_rate
+    pub(crate) fn frame_rate(&self) -> Option<f64> {
+        let (first, last) = (*self.recent.front()?, *self.recent.back()?);
+        let span = last.since(first);
+        let known = !span.is_zero() && (self.recent.len() >= RATED || span >= RATED_SPAN);
+        known.then(|| (self.recent.len() - 1) as f64 / span.as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use headwater_media::id::TrackId;
+    use headwater_media::time::WallTime;
+
+    use super::*;
+
+    fn unit(millis: i64, keyframe: bool, bytes: usize) -> Arc<AccessUnit> {
+        Arc::new(AccessUnit {
+            track: TrackId::SOURCE_VIDEO,
+            epoch: Epoch(1),
+            sequence: 0,
+            configuration_id: 0,
+            dts: MediaTime::from_millis(millis),
+            pts: MediaTime::from_millis(millis),
+            keyframe,
+            discardable: false,
+            discontinuity: false,
+            payload: Bytes::from(vec![0; bytes]),
+            ingest_time: WallTime::default(),
+        })
+    }
+
+    #[test]
+    fn frame_rates_are_told_of_slow_sources_and_of_keyframes_alone() {
+        for (interval, every, rate) in
+            [(40, 50, 25.0), (500, 2, 2.0), (20, 1, 50.0), (2000, 1, 0.5)]
+        {
+            let mut gop = Gop::default();
+            for number in 0..20 {
+                gop.push(&unit(number * interval, number % every == 0, 10));
+            }
+            let told = gop.frame_rate().expect("known");
+            assert!((told - rate).abs() < 0.01, "{told}");
+            assert!(gop.first().is_some());
+        }
+        let mut gop = Gop::default();
+        assert_eq!(gop.frame_rate(), None);
+        gop.push(&unit(0, true, 10));
+        gop.push(&unit(40, false, 10));
+        assert_eq!(gop.frame_rate(), None);
+    }
+
+    #[test]
+    fn a_gop_beyond_its_bounds_is_dropped_until_the_next_keyframe() {
+        for (millis, bytes) in [(20_001, 10), (40, BYTES_MAX)] {
+            let mut gop = Gop::default();
+            gop.push(&unit(0, true, 10));
+            gop.push(&unit(millis, false, bytes));
+            gop.push(&unit(millis + 40, false, 10));
+            assert!(gop.first().is_none());
+            gop.push(&unit(millis + 80, true, 10));
+            assert_eq!(gop.units().len(), 1);
+        }
+        let mut gop = Gop::default();
+        gop.push(&unit(0, true, 10));
+        gop.keep_only(Some((Epoch(1), 0)));
+        assert!(gop.first().is_some());
+        gop.keep_only(Some((Epoch(1), 1)));
+        assert!(gop.first().is_none() && gop.frame_rate().is_none());
     }
 }

@@ -16,7 +16,8 @@ use tracing::warn;
 
 use crate::ladder::Shared;
 use crate::ladder::actor::{Event, Facts, Feed, LadderActor, Made, Stop};
-use crate::ladder::supervisor::{Source, Status};
+use crate::ladder::output::Status;
+use crate::ladder::source::Source;
 
 /// A publisher's rate is not believed before it has published for so long: its first keyframe would count for too much.
 const RATE_AFTER: Duration = Duration::from_secs(1);
@@ -74,9 +75,18 @@ impl Link {
         demanded: bool,
         info: &StreamInfo,
         since: Option<Instant>,
-        stream: &Stream,
+        stream: &mut Stream,
         made: impl FnOnce() -> Sender<Made>,
     ) {
+        if let Some(running) = &self.running
+            && !running.facts.connected()
+        {
+            // It panicked. Whatever it made is made no longer.
+            self.running = None;
+            for (_, id) in self.renditions.drain() {
+                stream.remove_rendition(id);
+            }
+        }
         if !self.enabled() || (self.running.is_none() && !demanded) {
             return;
         }

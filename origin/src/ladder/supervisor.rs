@@ -11,10 +11,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use headwater_media::codec::h264;
 use headwater_media::flv::writer;
-use headwater_media::id::{Bitrate, Epoch};
+use headwater_media::id::Epoch;
 use headwater_media::time::MediaTime;
 use headwater_media::unit::{AccessUnit, IngestUnit, RenditionUnit};
 use headwater_node::backoff::Backoff;
@@ -22,7 +22,10 @@ use headwater_node::backoff::Backoff;
 use crate::ladder::arguments::arguments;
 use crate::ladder::config::Config;
 use crate::ladder::gop::Gop;
+use crate::ladder::output::{Dropped, Failure, Output, State, Status};
+use crate::ladder::run::{Feeding, Run, RungState};
 use crate::ladder::rungs::{self, Rung, rungs};
+use crate::ladder::source::Source;
 use crate::ladder::times::Times;
 
 /// First and longest wait before a child is started again.
@@ -36,176 +39,6 @@ const RETRY_ELSEWHERE: Duration = Duration::from_secs(5);
 
 /// A child that yields nothing for so long, though it was fed, is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
-
-/// Pictures that a decoder, its threads and an encoder may hold back together (count): with so many outstanding it doesn't lag, it waits.
-const HELD_BACK_MAX: usize = 24;
-
-/// A child this far behind gets no more until it has caught up.
-const LAG_MAX: Duration = Duration::from_millis(1500);
-
-/// So long it may take to catch up with the GOP it began with.
-const START_MAX: Duration = Duration::from_secs(15);
-
-/// It has caught up when pictures take less than this.
-const LAG_GOOD: Duration = Duration::from_millis(250);
-
-/// Pictures, and bytes of them, that a child may have and not have answered.
-const OUTSTANDING_MAX: usize = 2048;
-const OUTSTANDING_BYTES_MAX: usize = 48 << 20;
-
-/// The source, as its stream describes it.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Source {
-    pub(crate) epoch: Epoch,
-    pub(crate) configuration: h264::Configuration,
-    pub(crate) configuration_id: u32,
-    /// Measured; zero until known.
-    pub(crate) bitrate: Bitrate,
-    /// It has B-frames.
-    pub(crate) reordered: bool,
-    /// The publisher sends smaller renditions itself.
-    pub(crate) has_lower: bool,
-}
-
-impl Source {
-    /// Which units are of it.
-    const fn coding(&self) -> (Epoch, u32) {
-        (self.epoch, self.configuration_id)
-    }
-}
-
-/// Why a child ended, or did not start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Failure {
-    /// ffmpeg can't be run.
-    Missing,
-    /// This origin makes as many ladders as it may.
-    Busy,
-    /// It ended.
-    Exited,
-    /// It yielded nothing.
-    Stuck,
-    /// What it yielded is no FLV.
-    Garbled,
-}
-
-impl Failure {
-    /// As a label.
-    pub(crate) const fn label(self) -> &'static str {
-        match self {
-            Self::Missing => "ffmpeg_missing",
-            Self::Busy => "busy",
-            Self::Exited => "exited",
-            Self::Stuck => "stuck",
-            Self::Garbled => "garbled",
-        }
-    }
-}
-
-/// Why pictures were dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Dropped {
-    /// On their way to the child's owner.
-    Mailbox,
-    /// The child lags.
-    Slow,
-    /// On their way to the stream.
-    Refused,
-    /// They belong to no picture that was fed.
-    Untimed,
-}
-
-impl Dropped {
-    /// As a label.
-    pub(crate) const fn label(self) -> &'static str {
-        match self {
-            Self::Mailbox => "mailbox",
-            Self::Slow => "slow",
-            Self::Refused => "refused",
-            Self::Untimed => "untimed",
-        }
-    }
-}
-
-/// How a ladder is, in a word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
-    /// It makes renditions.
-    Running,
-    /// It waits for the source's keyframe and rates.
-    Starting,
-    /// There is nothing to make of this source.
-    Nothing,
-    /// Its child failed and is started again in a while.
-    Failing,
-    /// This origin makes as many ladders as it may.
-    Waiting,
-}
-
-impl State {
-    /// As the API has it.
-    pub(crate) const fn label(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Starting => "starting",
-            Self::Nothing => "nothing_to_make",
-            Self::Failing => "failing",
-            Self::Waiting => "waiting",
-        }
-    }
-}
-
-/// A ladder for the API.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Status {
-    pub(crate) state: State,
-    pub(crate) rungs: Vec<Rung>,
-    /// Failures since the ladder began (count).
-    pub(crate) failures: u64,
-    pub(crate) last_error: Option<Arc<str>>,
-    /// Pictures of source and rungs (count).
-    pub(crate) dropped: u64,
-}
-
-/// What to do.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Output {
-    /// Start a child; it replaces the one before it.
-    Start {
-        generation: u64,
-        arguments: Vec<String>,
-        /// Pipes it writes to (count).
-        outputs: usize,
-        /// After a failure.
-        again: bool,
-    },
-    /// Write this to the child's standard input.
-    Feed(Bytes),
-    /// End the child.
-    Stop,
-    /// There is such a rendition from now on, coded like this.
-    Configured {
-        rendition: Arc<str>,
-        configuration: h264::Configuration,
-    },
-    /// The next picture of a rendition.
-    Unit {
-        rendition: Arc<str>,
-        unit: RenditionUnit,
-        /// From feeding its source until now; none for what is older.
-        lag: Option<Duration>,
-    },
-    /// A rendition has a gap here, and goes on at a keyframe.
-    Lost { rendition: Arc<str> },
-    /// A rendition is made no longer.
-    Removed { rendition: Arc<str> },
-    /// Count a failure.
-    Failed { failure: Failure, error: Arc<str> },
-    /// Count pictures that were dropped.
-    Dropped { reason: Dropped, units: u64 },
-    /// Nobody wants the ladder any more: end it.
-    Done,
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -231,44 +64,11 @@ pub(crate) struct Supervisor {
     outputs: VecDeque<Output>,
 }
 
+/// What the stream has of a rendition.
 #[derive(Debug, Clone, Copy, Default)]
 struct Rendition {
     listed: bool,
     last: Option<MediaTime>,
-}
-
-/// A running child.
-#[derive(Debug)]
-struct Run {
-    /// What it was started for.
-    source: Source,
-    rungs: Vec<RungState>,
-    times: Times,
-    started: Instant,
-    /// When it last yielded a picture, or had nothing to work on.
-    alive: Instant,
-    feeding: Feeding,
-    caught_up: bool,
-    yielded: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Feeding {
-    /// Everything.
-    On,
-    /// From the next keyframe on.
-    FromKeyframe,
-    /// From a keyframe on, once it has caught up.
-    CaughtUp,
-}
-
-#[derive(Debug)]
-struct RungState {
-    rung: Rung,
-    configured: bool,
-    awaiting_keyframe: bool,
-    /// What came out last, in the child's time.
-    last_millis: Option<i64>,
 }
 
 impl Supervisor {
@@ -310,7 +110,7 @@ impl Supervisor {
         self.gop.keep_only(coding);
         self.source = source;
         let outdated = match (&self.run, &self.source) {
-            (Some(run), Some(source)) => !same(&run.source, source),
+            (Some(run), Some(source)) => !run.source.same(source),
             // What is listed stays, for the publisher to return.
             (Some(_), None) => true,
             (None, _) => false,
@@ -679,76 +479,6 @@ impl Supervisor {
     fn drop_units(&mut self, reason: Dropped, units: u64) {
         self.dropped += units;
         self.outputs.push_back(Output::Dropped { reason, units });
-    }
-}
-
-impl RungState {
-    /// What follows is not what came before: it goes on at a keyframe, of which the stream is told once.
-    fn interrupt(&mut self) -> Option<Output> {
-        let began = !std::mem::replace(&mut self.awaiting_keyframe, true);
-        began.then(|| Output::Lost {
-            rendition: Arc::clone(&self.rung.name),
-        })
-    }
-}
-
-/// Nothing changed that a running child would have to be replaced for.
-fn same(one: &Source, other: &Source) -> bool {
-    (
-        one.epoch,
-        one.configuration_id,
-        one.reordered,
-        one.has_lower,
-    ) == (
-        other.epoch,
-        other.configuration_id,
-        other.reordered,
-        other.has_lower,
-    ) && one.configuration == other.configuration
-}
-
-impl Run {
-    /// A child that has no more than it may hold back has no reason to yield anything.
-    fn see_idle(&mut self, now: Instant) {
-        if self.times.outstanding() <= HELD_BACK_MAX {
-            self.alive = now;
-        }
-    }
-
-    fn behind(&self, now: Instant) -> Duration {
-        let oldest = self.times.oldest();
-        oldest.map_or(Duration::ZERO, |fed| now.saturating_duration_since(fed.at))
-    }
-
-    /// Forgets what all rungs have, and sees whether the child has caught up.
-    fn settle(&mut self, now: Instant) {
-        let slowest = self.rungs.iter().map(|state| state.last_millis).min();
-        if let Some(Some(millis)) = slowest {
-            self.times.forget(millis);
-        }
-        if self.behind(now) < LAG_GOOD || self.times.outstanding() <= HELD_BACK_MAX {
-            self.caught_up = true;
-            if self.feeding == Feeding::CaughtUp {
-                self.feeding = Feeding::FromKeyframe;
-            }
-        }
-    }
-
-    fn lags(&self, now: Instant) -> bool {
-        let outstanding = self.times.outstanding();
-        if outstanding <= HELD_BACK_MAX {
-            return false;
-        }
-        let allowed = if self.caught_up { LAG_MAX } else { START_MAX };
-        self.behind(now) > allowed
-            || outstanding >= OUTSTANDING_MAX
-            || self.times.outstanding_bytes() >= OUTSTANDING_BYTES_MAX
-    }
-
-    fn pause(&mut self, feeding: Feeding) {
-        if self.feeding != Feeding::CaughtUp {
-            self.feeding = feeding;
-        }
     }
 }
 

@@ -1,7 +1,8 @@
+use bytes::Bytes;
 use headwater_media::flv::TagKind;
 use headwater_media::flv::demux::{self, Demuxer};
 use headwater_media::flv::reader::Reader;
-use headwater_media::id::TrackId;
+use headwater_media::id::{Bitrate, TrackId};
 use headwater_media::time::WallTime;
 use headwater_media::unit::{MediaKind, SourceTrack};
 use headwater_node::clock::Clock;
@@ -488,7 +489,7 @@ fn a_full_origin_and_a_missing_ffmpeg_are_asked_again_in_a_while() {
         (Failure::Missing, State::Failing, 1),
     ] {
         let mut bench = Bench::new();
-        bench.play(6);
+        bench.play(8);
         let generation = bench.child.take().expect("started").generation;
         bench
             .core
