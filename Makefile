@@ -50,6 +50,7 @@ lint: ## Formatting, clippy and documentation, all without a warning
 	bash -n deploy/dev/*.sh .ci/run
 	node --check edge/player/index.js
 	node --check edge/player/player.js
+	node --check edge/player/quality.js
 
 fmt: ## Format the code
 	cargo fmt --all

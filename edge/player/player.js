@@ -4,6 +4,8 @@
 // or the way to it is gone), problem (a reason that a person must read), forbidden, stopped (the page is hidden away).
 // `window.headwater` shows state and figures to tests and to the curious.
 
+import { Quality, layerUrl } from './quality.js';
+
 const [app, stream] = location.pathname.replace(/^\/play\//, '').split('/');
 const name = `${app ?? ''}/${stream ?? ''}`;
 // Names need no escaping (A-Z a-z 0-9 . _ ~ -), so the path is taken as it stands.
@@ -24,6 +26,8 @@ const NTP_UNIX_MS = 2208988800000;
 
 const $ = (id) => document.getElementById(id);
 const [stage, video, sound] = [$('stage'), $('video'), $('sound')];
+const headers = (more = {}) => (token ? { ...more, Authorization: `Bearer ${token}` } : more);
+const quality = new Quality($('quality'), headers);
 
 const headwater = { state: 'connecting', stats: {}, joins: 0, history: [] };
 window.headwater = headwater;
@@ -62,7 +66,6 @@ const backoff = (attempt) => {
   const ceiling = Math.min(BACKOFF_MS.max, BACKOFF_MS.first * 2 ** attempt);
   return ceiling * (0.5 + Math.random() / 2);
 };
-const headers = (more = {}) => (token ? { ...more, Authorization: `Bearer ${token}` } : more);
 const retryAfterMs = (response, fallback) => {
   const seconds = Number.parseFloat(response.headers.get('Retry-After'));
   return Math.min(30000, Math.max(500, Number.isFinite(seconds) ? seconds * 1000 : fallback));
@@ -122,6 +125,7 @@ class Session {
   }
 
   url = null;
+  layer = null;
   tracks = { video: false, audio: false };
 
   constructor() {
@@ -149,7 +153,7 @@ class Session {
       : offer.sdp;
     await this.pc.setLocalDescription({ type: 'offer', sdp });
     // The edge is ICE-lite and learns our address from our checks: there is no candidate to wait for.
-    const response = await fetch(endpoint, {
+    const response = await fetch(`${endpoint}${quality.query}`, {
       method: 'POST',
       headers: headers({ 'Content-Type': 'application/sdp' }),
       body: this.pc.localDescription.sdp,
@@ -158,6 +162,7 @@ class Session {
     if (!response.ok) throw await refusal(response);
     const location = response.headers.get('Location');
     if (location) this.url = new URL(location, response.url).href;
+    this.layer = layerUrl(response);
     await this.pc.setRemoteDescription({ type: 'answer', sdp: await response.text() });
     for (const { receiver, currentDirection } of this.pc.getTransceivers()) {
       if (currentDirection === 'recvonly') this.tracks[receiver.track.kind] = true;
@@ -209,7 +214,8 @@ class Meter {
       at,
       bytes,
       packets: (picture?.packetsReceived ?? 0) + (tone?.packetsReceived ?? 0),
-      videoPackets: picture?.packetsReceived ?? 0,
+      // Without what came by RTX: while there is sound alone, the edge probes the link with such packets.
+      videoPackets: (picture?.packetsReceived ?? 0) - (picture?.retransmittedPacketsReceived ?? 0),
       frames: picture?.framesDecoded ?? 0,
       lost: (picture?.packetsLost ?? 0) + (tone?.packetsLost ?? 0),
       buffered: picture?.jitterBufferDelay ?? 0,
@@ -310,6 +316,7 @@ async function run() {
       if (signal.aborted) break;
       session = joined;
       meter = new Meter();
+      quality.follow(session.layer);
       video.play().catch(() => render());
       const played = await watch(session, signal);
       // A session that never played counts as a failed attempt, or two broken ends would spin.
@@ -330,7 +337,10 @@ async function run() {
     } finally {
       // After a restart `session` may be the next run's already.
       joined?.close();
-      if (session === joined) session = null;
+      if (session === joined) {
+        session = null;
+        quality.follow(null);
+      }
       joined = null;
     }
     await sleep(backoff(attempt), signal);
@@ -380,7 +390,7 @@ async function watch(joined, signal) {
         show('reconnecting', 'The picture did not come back by itself.');
         return played;
       }
-      if (joined.tracks.video && now - videoPacketAt >= SILENT_MS && played) show('held', 'Only sound arrives at the moment.');
+      if (joined.tracks.video && now - videoPacketAt >= SILENT_MS && played) show('held', 'The connection is too slow for pictures at the moment; the sound goes on.');
       continue;
     }
     if (now < askAt) continue;
@@ -532,7 +542,7 @@ video.addEventListener('volumechange', () => {
 for (const event of ['play', 'pause']) video.addEventListener(event, render);
 document.addEventListener('keydown', (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-  const onControl = event.target.closest?.('button, input, a');
+  const onControl = event.target.closest?.('button, input, select, a');
   const action = { m: act.mute, f: act.fullscreen, i: act.info, ' ': act.play }[event.key.toLowerCase()];
   // Space on a focused button already presses it.
   if (!action || (event.key === ' ' && onControl)) return;

@@ -1,47 +1,118 @@
-//! AbrActor: how one viewer receives.
+//! AbrActor: which rendition one viewer is sent.
 //!
-//! With one rendition there is nothing to choose, so it measures: round-trip time, loss, and receive rate go to the viewer's counters, and
-//! what the link carries to the shard, whose pacer follows it. Its
+//! It owns the decision ([`Abr`]) and the estimate of what the viewer's link carries ([`Estimator`]), which the shard's pacer follows. Its
 //! parent is the viewer's [`crate::viewer::ViewerActor`]; it lives on the shard's arbiter and ends when its parent lets go of it. It receives
-//! [`Measured`], one for each report; when its mailbox is full they are dropped and counted, and the next ones say the same.
+//! [`Measured`], one for each report, which are dropped and counted when its mailbox is full, since the next ones say the same;
+//! [`Switched`], [`RenditionsChanged`] and [`Choose`] always arrive. What it decides goes to the shard as [`Command`]s; one that the shard has no
+//! room for is said again with the next report.
+
+mod meter;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use actix::{Actor, Context, Handler, Message};
+use actix::{Actor, AsyncContext, Context, Handler, Message, SpawnHandle};
+use headwater_media::abr::{Abr, Choice, Config, Output, Rendition, Selection};
 use headwater_media::bwe::{Arrivals, Estimate, Estimator};
+use headwater_media::id::{Bitrate, TrackId};
 use headwater_media::rtt::Trust;
+use headwater_media::track::{Configuration, StreamInfo};
 use headwater_node::clock::Clock;
 use metrics::counter;
 use tokio::sync::mpsc;
 
-use crate::metrics::MAILBOX_FULL;
+use crate::metrics::{MAILBOX_FULL, PROBES, SWITCHES};
 use crate::round_trip::RoundTrip;
+use crate::shard::demand::Need;
 use crate::shard::feedback::Sample;
-use crate::shard::{Command, Counters, ViewerId};
+use crate::shard::stream::{SharedInfo, SharedRings};
+use crate::shard::{Command, Counters, Layers, NO_RENDITION, Preference, ViewerId};
+use meter::Meter;
 
 /// Reports waiting (count). Transport-wide feedback comes every 50 to 100 ms.
 const MAILBOX: usize = 32;
+
+/// The distance of keyframes as long as it is not known: what streaming services ask of encoders.
+const KEYFRAME_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How a viewer receives, by one feedback message.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct Measured {
     pub(crate) sample: Sample,
+    /// How far its pictures are behind the live edge, by its own pace.
+    pub(crate) wait: Duration,
+}
+
+/// The viewer is sent this rendition from now on.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Switched {
+    pub(crate) track: TrackId,
+}
+
+/// The stream has other renditions than before.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct RenditionsChanged;
+
+/// The viewer wants other renditions.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Choose {
+    pub(crate) layers: Layers,
+}
+
+/// What an AbrActor must know of its viewer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Receives {
+    /// What it is sent at first; `None`: it gets sound only, and there is nothing to choose.
+    pub(crate) video: Option<TrackId>,
+    /// Its feedback tells how a probe came through, and probes can be sent.
+    pub(crate) probes: bool,
+    pub(crate) preference: Preference,
+}
+
+/// Who chooses for whom.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    pub(crate) viewer: ViewerId,
+    pub(crate) rings: SharedRings,
+    pub(crate) info: SharedInfo,
+    pub(crate) receives: Receives,
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct AbrActor {
-    pub(crate) viewer: ViewerId,
-    pub(crate) core: Meter,
-    pub(crate) round_trip: RoundTrip,
-    pub(crate) estimator: Estimator,
+    watched: Watched,
+    abr: Abr,
+    estimator: Estimator,
+    meter: Meter,
+    round_trip: RoundTrip,
+    counters: Arc<Counters>,
+    clock: Clock,
+    commands: mpsc::Sender<Command>,
+    /// The renditions that `abr` knows.
+    seen: Option<Arc<StreamInfo>>,
+    /// A rendition is pinned by name, since its track may come and go.
+    layers: Layers,
+    pinned: Option<TrackId>,
     /// What the shard knows.
-    pub(crate) told: Option<Estimate>,
-    pub(crate) counters: Arc<Counters>,
-    pub(crate) clock: Clock,
-    pub(crate) commands: mpsc::Sender<Command>,
+    told: Option<Estimate>,
+    told_need: Need,
+    /// What it doesn't know yet.
+    untold: Option<Selection>,
+    timer: Option<(Instant, SpawnHandle)>,
+}
+
+impl Layers {
+    /// A rendition of this size may be sent.
+    fn allow(&self, width: u16, height: u16) -> bool {
+        self.width_max.is_none_or(|max| u32::from(width) <= max)
+            && self.height_max.is_none_or(|max| u32::from(height) <= max)
+    }
 }
 
 impl Actor for AbrActor {
@@ -49,22 +120,194 @@ impl Actor for AbrActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
+        self.turn(ctx, |_, _| ());
     }
 }
 
 impl AbrActor {
-    /// Tells the shard's pacer, if it matters. What a full mailbox refuses is said with the next message.
+    pub(crate) fn new(
+        watched: Watched,
+        round_trip: RoundTrip,
+        counters: Arc<Counters>,
+        clock: Clock,
+        commands: mpsc::Sender<Command>,
+    ) -> Self {
+        let Preference { layers, assumed } = watched.receives.preference.clone();
+        let config = Config {
+            assumed,
+            probes: watched.receives.probes,
+        };
+        Self {
+            watched,
+            abr: Abr::new(config),
+            estimator: Estimator::default(),
+            meter: Meter::default(),
+            round_trip,
+            counters,
+            clock,
+            commands,
+            seen: None,
+            layers,
+            pinned: None,
+            told: None,
+            told_need: Need::default(),
+            untold: None,
+            timer: None,
+        }
+    }
+
+    /// Takes something in, then does what follows from it.
+    fn turn(&mut self, ctx: &mut Context<Self>, input: impl FnOnce(&mut Self, Instant)) {
+        let now = self.clock.now();
+        if self.watched.receives.video.is_none() {
+            input(self, now);
+            return;
+        }
+        self.look(now);
+        input(self, now);
+        self.act();
+        let due = self.abr.poll_timeout();
+        if self.timer.as_ref().map(|(at, _)| *at) != due {
+            if let Some((_, timer)) = self.timer.take() {
+                ctx.cancel_future(timer);
+            }
+            self.timer = due.map(|at| {
+                let wait = at.saturating_duration_since(now);
+                (at, ctx.run_later(wait, Self::wake))
+            });
+        }
+    }
+
+    fn wake(&mut self, ctx: &mut Context<Self>) {
+        self.timer = None;
+        self.turn(ctx, |actor, now| actor.abr.handle_timeout(now));
+    }
+
+    /// Tells the policy what renditions there are, if that is news.
+    fn look(&mut self, now: Instant) {
+        let info = Arc::clone(&self.watched.info.borrow());
+        if self
+            .seen
+            .as_ref()
+            .is_some_and(|seen| Arc::ptr_eq(seen, &info))
+        {
+            return;
+        }
+        let rings = self.watched.rings.borrow();
+        let renditions: Vec<Rendition> = info
+            .renditions()
+            .filter(|(_, h264)| self.layers.allow(h264.width, h264.height))
+            .map(|(track, h264)| Rendition {
+                track: track.id,
+                bitrate: track.bitrate,
+                height: h264.height.into(),
+                keyframe_interval: rings
+                    .get(track.id)
+                    .and_then(|ring| ring.keyframe_interval())
+                    .unwrap_or(KEYFRAME_INTERVAL),
+            })
+            .collect();
+        drop(rings);
+        let audio = info
+            .tracks
+            .iter()
+            .find(|track| matches!(*track.configuration, Configuration::Opus(_)))
+            .map_or(Bitrate(0), |track| track.bitrate);
+        self.seen = Some(info);
+        self.abr.handle_ladder(now, &renditions, audio);
+        self.find_pinned(now);
+    }
+
+    /// Tells the policy which track is pinned, if that is news.
+    fn find_pinned(&mut self, now: Instant) {
+        let pinned = self.layers.pinned.as_ref().and_then(|name| {
+            let mut renditions = self.seen.as_ref()?.renditions();
+            renditions.find_map(|(track, _)| (track.rendition == *name).then_some(track.id))
+        });
+        if self.pinned != pinned {
+            self.pinned = pinned;
+            self.abr.handle_pin(now, pinned);
+        }
+    }
+
+    /// Does what the policy wants done.
+    fn act(&mut self) {
+        while let Some(output) = self.abr.poll_output() {
+            match output {
+                Output::Select(selection) => {
+                    if selection.target == Choice::AudioOnly {
+                        self.show(None);
+                    }
+                    self.untold = Some(selection);
+                }
+                Output::Probe(request) => {
+                    counter!(PROBES).increment(1);
+                    let viewer = self.watched.viewer;
+                    // One that doesn't leave is given up by the policy.
+                    self.command(Command::Probe { viewer, request });
+                }
+            }
+        }
+        let viewer = self.watched.viewer;
+        if let Some(selection) = self.untold.clone()
+            && self.command(Command::Select { viewer, selection })
+        {
+            self.untold = None;
+        }
+        let need = Need {
+            tracks: self.abr.wanted(),
+            adaptive: self.layers.pinned.as_deref() != Some(StreamInfo::SOURCE),
+        };
+        let told = || {
+            self.command(Command::Need {
+                viewer,
+                need: need.clone(),
+            })
+        };
+        if self.told_need != need && told() {
+            self.told_need = need;
+        }
+    }
+
+    /// What the viewer is sent, for its API record.
+    fn show(&self, track: Option<TrackId>) {
+        let shown = track.map_or(NO_RENDITION, |track| track.0.into());
+        let before = self.counters.rendition.swap(shown, Ordering::Relaxed);
+        if before != shown && before != NO_RENDITION {
+            self.counters.switches.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Tells the shard's pacer, if it matters.
     fn tell(&mut self, estimate: Estimate) {
         let rate = &self.counters.estimate;
         rate.store(estimate.rate.0, Ordering::Relaxed);
         if self.told.is_some_and(|told| is_same(told, estimate)) {
             return;
         }
-        let viewer = self.viewer;
-        let command = Command::Estimate { viewer, estimate };
-        match self.commands.try_send(command) {
-            Ok(()) => self.told = Some(estimate),
-            Err(_) => counter!(MAILBOX_FULL, "link" => "commands").increment(1),
+        let viewer = self.watched.viewer;
+        if self.command(Command::Estimate { viewer, estimate }) {
+            self.told = Some(estimate);
+        }
+    }
+
+    /// Whether the shard had room for it.
+    fn command(&self, command: Command) -> bool {
+        let sent = self.commands.try_send(command).is_ok();
+        if !sent {
+            counter!(MAILBOX_FULL, "link" => "commands").increment(1);
+        }
+        sent
+    }
+
+    fn handle_arrivals(&mut self, now: Instant, arrivals: &Arrivals) {
+        if let Some(estimate) = self.estimator.handle_arrivals(now, arrivals) {
+            self.tell(estimate);
+            let queue = self.estimator.queue();
+            self.abr.handle_estimate(now, estimate, queue);
+        }
+        if let Some(probed) = self.estimator.poll_probed() {
+            self.abr.handle_probed(now, &probed);
         }
     }
 }
@@ -77,163 +320,73 @@ const fn is_same(told: Estimate, estimate: Estimate) -> bool {
 impl Handler<Measured> for AbrActor {
     type Result = ();
 
-    fn handle(&mut self, message: Measured, _: &mut Context<Self>) {
-        if let Sample::Arrivals(arrivals) = &message.sample {
-            let estimate = self.estimator.handle_arrivals(self.clock.now(), arrivals);
-            if let Some(estimate) = estimate {
-                self.tell(estimate);
+    fn handle(&mut self, message: Measured, ctx: &mut Context<Self>) {
+        self.meter.handle_sample(&message.sample);
+        self.turn(ctx, |actor, now| {
+            actor.abr.handle_wait(now, message.wait);
+            match &message.sample {
+                Sample::Arrivals(arrivals) => actor.handle_arrivals(now, arrivals),
+                Sample::Report { rtt, fraction_lost } => {
+                    if let Some(rtt) = *rtt {
+                        actor.round_trip.note(Trust::Measured, rtt);
+                        actor.estimator.handle_rtt(rtt);
+                    }
+                    if !actor.meter.has_arrivals() {
+                        let permille = u32::from(*fraction_lost) * 1000 / 256;
+                        actor.abr.handle_loss(now, permille);
+                    }
+                }
+                Sample::AnsweredWithin(took) => actor.round_trip.note(Trust::AtMost, *took),
             }
-        }
-        self.core.handle_sample(&message.sample);
-        match message.sample {
-            Sample::Report { rtt: Some(rtt), .. } => {
-                self.round_trip.note(Trust::Measured, rtt);
-                self.estimator.handle_rtt(rtt);
-            }
-            Sample::AnsweredWithin(took) => self.round_trip.note(Trust::AtMost, took),
-            Sample::Report { rtt: None, .. } | Sample::Arrivals(_) => {}
-        }
+        });
         let counters = &self.counters;
-        let loss = self.core.loss_permille();
+        let loss = self.meter.loss_permille();
         counters.loss_permille.store(loss, Ordering::Relaxed);
-        if let Some(rate) = self.core.receive_rate() {
+        if let Some(rate) = self.meter.receive_rate() {
             counters.receive_rate.store(rate, Ordering::Relaxed);
         }
     }
 }
 
-/// Smooths what feedback says.
-#[derive(Debug, Default)]
-pub(crate) struct Meter {
-    loss_permille: u64,
-    receive_rate: Option<u64>,
-    /// Transport-wide feedback tells loss better than reports do.
-    has_arrivals: bool,
-    window: Window,
-}
+impl Handler<Switched> for AbrActor {
+    type Result = ();
 
-/// Arrivals since the last figure was made.
-#[derive(Debug, Default)]
-struct Window {
-    received: u64,
-    lost: u64,
-    bytes: u64,
-    span: Option<(i64, i64)>,
-}
-
-impl Window {
-    /// A second, in the 250 µs of transport-wide feedback: long enough to hold several pictures of any rate.
-    const SPAN: i64 = 4000;
-}
-
-impl Meter {
-    /// Takes a feedback message in.
-    pub(crate) fn handle_sample(&mut self, sample: &Sample) {
-        match sample {
-            Sample::AnsweredWithin(_) => {}
-            Sample::Report { fraction_lost, .. } => {
-                if !self.has_arrivals {
-                    self.loss_permille = u64::from(*fraction_lost) * 1000 / 256;
-                }
+    fn handle(&mut self, message: Switched, ctx: &mut Context<Self>) {
+        self.turn(ctx, |actor, now| {
+            let name = |track: Option<TrackId>| {
+                let info = actor.seen.as_ref()?;
+                Some(Arc::clone(&info.track(track?)?.rendition))
+            };
+            let before = actor.counters.rendition.load(Ordering::Relaxed);
+            let before = u16::try_from(before).ok().map(TrackId);
+            if before != Some(message.track) {
+                tracing::debug!(
+                    viewer = %actor.watched.viewer, from = ?name(before), to = ?name(Some(message.track)),
+                    estimate = actor.counters.estimate.load(Ordering::Relaxed), "rendition switched"
+                );
+                counter!(SWITCHES).increment(1);
             }
-            Sample::Arrivals(arrivals) => self.handle_arrivals(arrivals),
-        }
-    }
-
-    /// Of 1000 packets lately, how many were lost on the way.
-    pub(crate) const fn loss_permille(&self) -> u64 {
-        self.loss_permille
-    }
-
-    /// What arrives, in bits per second, where transport-wide feedback tells.
-    pub(crate) const fn receive_rate(&self) -> Option<u64> {
-        self.receive_rate
-    }
-
-    fn handle_arrivals(&mut self, arrivals: &Arrivals) {
-        self.has_arrivals = true;
-        let window = &mut self.window;
-        window.received += u64::from(arrivals.received);
-        window.lost += u64::from(arrivals.lost);
-        window.bytes = window.bytes.saturating_add(arrivals.bytes);
-        if let Some((first, last)) = arrivals.span {
-            window.span = Some(window.span.map_or((first, last), |(oldest, newest)| {
-                (oldest.min(first), newest.max(last))
-            }));
-        }
-        let length = window
-            .span
-            .map_or(0, |(first, last)| last.saturating_sub(first));
-        let packets = window.received + window.lost;
-        // A viewer that hears nothing any more makes no span, but its losses count.
-        if length < Window::SPAN && packets < 2000 {
-            return;
-        }
-        self.loss_permille = window.lost * 1000 / packets.max(1);
-        if let Some(quarters) = u64::try_from(length).ok().filter(|length| *length > 0) {
-            self.receive_rate = Some(window.bytes.saturating_mul(8 * 4000) / quarters);
-        }
-        self.window = Window::default();
+            actor.show(Some(message.track));
+            actor.abr.handle_switched(now, message.track);
+        });
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
+impl Handler<RenditionsChanged> for AbrActor {
+    type Result = ();
 
-    use super::*;
-
-    #[test]
-    fn the_receive_rate_and_loss_are_those_of_the_last_second() {
-        let mut meter = Meter::default();
-        // 1.2 Mbit/s: 125 packets of 1200 B a second, every tenth lost, told every 100 ms on the viewer's clock.
-        for i in 0..40_i64 {
-            meter.handle_sample(&Sample::Arrivals(Arrivals {
-                received: 9,
-                lost: 1,
-                bytes: 15_000,
-                span: Some((i * 400, i * 400 + 399)),
-                ..Arrivals::default()
-            }));
-        }
-        assert_eq!(meter.loss_permille(), 100);
-        let rate = meter.receive_rate().expect("measured");
-        assert!((1_190_000..1_320_000).contains(&rate), "{rate}");
+    fn handle(&mut self, _: RenditionsChanged, ctx: &mut Context<Self>) {
+        // Each turn looks at them first.
+        self.turn(ctx, |_, _| ());
     }
+}
 
-    #[test]
-    fn reports_tell_loss_only_where_nothing_better_does() {
-        let report = Sample::Report {
-            rtt: Some(Duration::from_millis(80)),
-            fraction_lost: 64,
-        };
-        let mut meter = Meter::default();
-        meter.handle_sample(&report);
-        assert_eq!(meter.loss_permille(), 250);
+impl Handler<Choose> for AbrActor {
+    type Result = ();
 
-        meter.handle_sample(&Sample::Arrivals(Arrivals {
-            received: 2000,
-            lost: 0,
-            bytes: 0,
-            span: None,
-            ..Arrivals::default()
-        }));
-        meter.handle_sample(&report);
-        assert_eq!(meter.loss_permille(), 0);
-        assert_eq!(meter.receive_rate(), None);
-    }
-
-    #[test]
-    fn hostile_spans_do_not_overflow() {
-        let mut meter = Meter::default();
-        for span in [(i64::MIN, i64::MAX), (i64::MAX, i64::MIN), (0, 0)] {
-            meter.handle_sample(&Sample::Arrivals(Arrivals {
-                received: u32::MAX,
-                lost: u32::MAX,
-                bytes: u64::MAX,
-                span: Some(span),
-                ..Arrivals::default()
-            }));
-        }
+    fn handle(&mut self, message: Choose, ctx: &mut Context<Self>) {
+        self.layers = message.layers;
+        self.seen = None;
+        self.turn(ctx, |_, _| ());
     }
 }

@@ -67,6 +67,11 @@ pub(crate) const FAN_OUT: &str = "headwater_edge_fan_out_seconds";
 /// See [`describe`].
 pub(crate) const PACED: &str = "headwater_edge_pacer_queue_seconds";
 
+/// See [`describe`].
+pub(crate) const SWITCHES: &str = "headwater_edge_rendition_switches_total";
+/// See [`describe`].
+pub(crate) const PROBES: &str = "headwater_edge_probes_total";
+
 /// Registers the help texts. Call once, after the recorder is installed.
 pub(crate) fn describe() {
     crate::http::metrics::describe();
@@ -128,6 +133,11 @@ pub(crate) fn describe() {
     describe_counter!(
         SKIPPED,
         "times media was skipped to the next keyframe, by place"
+    );
+    describe_counter!(SWITCHES, "times a viewer was switched to another rendition");
+    describe_counter!(
+        PROBES,
+        "probes of viewers' links, which are to show whether a higher rendition fits"
     );
     describe_counter!(MAILBOX_FULL, "messages refused by a full mailbox, by link");
     describe_histogram!(

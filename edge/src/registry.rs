@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::metrics::REPLICAS;
 use crate::replica::{ReplicaActor, Request, State, UpstreamState};
 use crate::shard::Media;
+use crate::shard::demand::Need;
 
 /// Opens streams. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -224,7 +225,10 @@ fn verdict(state: &State) -> Option<Result<Arc<StreamInfo>, OpenError>> {
         // Held for its publisher, with what it was; or just begun, and its tracks are on their way.
         (Some(info), _)
             if !info.publishing
-                || (info.settled && !info.tracks.is_empty() && !awaits_opus(info)) =>
+                || (info.settled
+                    && !info.tracks.is_empty()
+                    && !awaits_opus(info)
+                    && !info.has_only_b_frames()) =>
         {
             Some(Ok(Arc::clone(info)))
         }
@@ -259,6 +263,11 @@ impl ReplicaHandle {
     /// Asks for packets, from the newest GOP on.
     pub(crate) fn attach(&self, shard: usize, media: mpsc::Sender<Media>) {
         self.entry.requests.post(Request::Attach { shard, media });
+    }
+
+    /// A shard's viewers need these pictures from now on.
+    pub(crate) fn demand(&self, shard: usize, need: Need) {
+        self.entry.requests.post(Request::Demand { shard, need });
     }
 
     /// Ends what [`Self::attach`] began.

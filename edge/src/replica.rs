@@ -1,6 +1,6 @@
 //! Replicas: one live stream as this edge has it.
 //!
-//! What a subscriber tells a replica is [`Feed`]; what the replica wants of its upstream is [`Wants`].
+//! What a subscriber tells a replica is [`Feed`]; what the replica wants of its upstream is [`Want`].
 //!
 //! [`ReplicaActor`] owns the subscription, the packetizers and a packet ring per track. It packetizes each access unit once and sends the batch
 //! once to each shard that has viewers. Its parent is the [`Registry`], whose table it leaves when nobody has held it for the lingering time,
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message};
 use headwater_media::id::{StreamName, TrackId};
+use headwater_media::replication::Want;
 use headwater_media::rtp::batch::PacketBatch;
 use headwater_media::rtp::header::HEADER_BYTES_MAX;
 use headwater_media::rtp::packetizer::{H264Packetizer, OpusPacketizer};
@@ -29,6 +30,7 @@ use crate::continuation::Continuation;
 use crate::metrics::{MAILBOX_FULL, SKIPPED};
 use crate::registry::{Options, Registry};
 use crate::shard::Media;
+use crate::shard::demand::Need;
 use crate::subscriber;
 use crate::transport::srtp::RTP_TAG_BYTES_MAX;
 
@@ -40,6 +42,9 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// A replica of a stream that isn't there goes sooner than one that was watched: long enough for a player's next try.
 const NOT_FOUND_LINGER: Duration = Duration::from_secs(2);
+
+/// Pictures that come with B-frames now are made anew without them in about a second, if the origin does that. Until then viewers see the last one.
+const REPAIRED_WITHIN: Duration = Duration::from_secs(6);
 
 /// Bytes of a UDP payload that pass everywhere: IPv6's least MTU less its headers (RFC 8200 section 5).
 const UDP_PAYLOAD_BYTES: usize = 1280 - 40 - 8;
@@ -80,15 +85,6 @@ pub enum UpstreamState {
     Ended,
 }
 
-/// What a replica wants of its upstream. Latest value wins (a `watch`).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Wants {
-    /// The tracks to receive, sorted by id, no duplicates.
-    pub tracks: Vec<TrackId>,
-    /// Viewers are here for whom renditions are to be made.
-    pub adaptive: bool,
-}
-
 /// What is known of a stream, for whoever opens it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct State {
@@ -108,6 +104,8 @@ pub(crate) enum Request {
     },
     /// A shard has none any more.
     Detach { shard: usize },
+    /// A shard's viewers need other pictures than before.
+    Demand { shard: usize, need: Need },
     /// The last handle was dropped.
     Idle,
 }
@@ -119,7 +117,8 @@ pub(crate) struct ReplicaActor {
     options: Options,
     registry: Registry,
     state: watch::Sender<State>,
-    wants: watch::Sender<Wants>,
+    /// Latest value wins. Tracks are sorted, none of them twice.
+    want: watch::Sender<Want>,
     subscription: Option<subscriber::Handle>,
     tracks: HashMap<TrackId, Packets>,
     timeline: Continuation,
@@ -128,6 +127,15 @@ pub(crate) struct ReplicaActor {
     /// Since when no upstream has the stream.
     missing_since: Option<Instant>,
     over: bool,
+    /// Since when all pictures have B-frames.
+    unshowable_since: Option<Instant>,
+}
+
+/// Whether tracks may be taken off the list.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Grow {
+    Only,
+    OrShrink,
 }
 
 /// A track's way to packets.
@@ -150,6 +158,8 @@ struct Link {
     stale: bool,
     /// It must hear that the stream ended before anything else: packet indices start anew after that.
     ended: bool,
+    /// What its viewers need; `None`: it hasn't said yet.
+    need: Option<Need>,
 }
 
 impl ReplicaActor {
@@ -162,7 +172,7 @@ impl ReplicaActor {
     ) -> Self {
         // Pictures and Opus are what WebRTC needs; ids are those that every origin gives. Known before the first info, so that the GOP
         // cache is on its way while the stream is still being described.
-        let wants = watch::Sender::new(Wants {
+        let want = watch::Sender::new(Want {
             tracks: vec![TrackId::SOURCE_VIDEO, TrackId::OPUS],
             adaptive: false,
         });
@@ -172,7 +182,7 @@ impl ReplicaActor {
             options,
             registry,
             state,
-            wants,
+            want,
             subscription: None,
             tracks: HashMap::new(),
             timeline: Continuation::default(),
@@ -180,42 +190,24 @@ impl ReplicaActor {
             idle_since: None,
             missing_since: None,
             over: false,
+            unshowable_since: None,
         }
     }
 
     fn handle_info(&mut self, info: &Arc<StreamInfo>) {
         self.over = false;
         self.missing_since = None;
-        let before = self.state.borrow().info.clone();
-        if info.has_b_frames() && before.is_some_and(|before| !before.has_b_frames()) {
-            // The publisher came back with B-frames, or its first ones came late. WebRTC viewers can't show them; their players join
-            // anew and are told the reason.
-            tracing::warn!(stream = %self.name, "the source has B-frames now: its WebRTC viewers are sent away");
-            self.tell_end();
+        let unshowable = info.has_only_b_frames();
+        if !unshowable {
+            self.unshowable_since = None;
+        } else if self.unshowable_since.is_none() {
+            self.unshowable_since = Some(self.node.clock.now());
         }
-        let wanted = info.tracks.iter().filter(|track| {
-            matches!(
-                *track.configuration,
-                Configuration::H264(_) | Configuration::Opus(_)
-            )
-        });
-        let mut wants = Wants {
-            tracks: wanted.map(|track| track.id).collect(),
-            adaptive: self.adaptive(),
-        };
-        if wants.tracks.is_empty() {
-            wants.tracks = vec![TrackId::SOURCE_VIDEO, TrackId::OPUS];
-        }
-        wants.tracks.sort_unstable();
-        self.wants.send_if_modified(|old| {
-            let changed = *old != wants;
-            *old = wants;
-            changed
-        });
         self.state.send_modify(|state| {
             state.info = Some(Arc::clone(info));
             state.upstream = Some(UpstreamState::Connected);
         });
+        self.update_want(Grow::Only);
         let (stream, info) = (self.name.clone(), Arc::clone(info));
         self.broadcast(|| Media::Info {
             stream: stream.clone(),
@@ -223,17 +215,49 @@ impl ReplicaActor {
         });
     }
 
-    /// Every viewer of a shard takes the rendition that its link carries.
-    fn adaptive(&self) -> bool {
-        !self.shards.is_empty()
+    /// What viewers need now: the sound, and the pictures that their shards say.
+    fn needed(&self) -> Want {
+        let info = self.state.borrow().info.clone();
+        let opus = info.as_ref().and_then(|info| {
+            let mut tracks = info.tracks.iter();
+            let opus = tracks.find(|t| matches!(*t.configuration, Configuration::Opus(_)))?;
+            Some(opus.id)
+        });
+        let mut tracks = vec![opus.unwrap_or(TrackId::OPUS)];
+        let mut adaptive = false;
+        let needs: Vec<&Need> = self
+            .shards
+            .values()
+            .filter_map(|link| link.need.as_ref())
+            .collect();
+        for need in &needs {
+            tracks.extend(&need.tracks);
+            adaptive |= need.adaptive;
+        }
+        if needs.is_empty() {
+            // Whoever opened it is about to join.
+            adaptive = self.idle_since.is_none();
+            if info.is_none_or(|info| !info.has_only_b_frames()) {
+                tracks.push(TrackId::SOURCE_VIDEO);
+            }
+        }
+        tracks.sort_unstable();
+        tracks.dedup();
+        Want { tracks, adaptive }
     }
 
-    /// Shards came or went.
-    fn tell_adaptive(&self) {
-        let adaptive = self.adaptive();
-        self.wants.send_if_modified(|wants| {
-            let changed = wants.adaptive != adaptive;
-            wants.adaptive = adaptive;
+    /// Tells the upstream, if it is news.
+    fn update_want(&self, grow: Grow) {
+        let mut needed = self.needed();
+        self.want.send_if_modified(|want| {
+            if grow == Grow::Only {
+                needed.tracks.extend(&want.tracks);
+                needed.tracks.sort_unstable();
+                needed.tracks.dedup();
+                needed.adaptive |= want.adaptive;
+            }
+            let changed = *want != needed;
+            *want = std::mem::take(&mut needed);
             changed
         });
     }
@@ -394,8 +418,17 @@ impl ReplicaActor {
 
     fn handle_tick(&mut self, ctx: &mut Context<Self>) {
         let now = self.node.clock.now();
-        // Shards that closed their queue are gone without a word.
-        self.tell_adaptive();
+        // What nobody has needed for a moment; a viewer that goes down and up again shall not make it come and go.
+        self.update_want(Grow::OrShrink);
+        let unshowable = self
+            .unshowable_since
+            .map(|since| now.saturating_duration_since(since));
+        if unshowable.is_some_and(|since| since >= REPAIRED_WITHIN) && !self.shards.is_empty() {
+            tracing::warn!(stream = %self.name, "all its pictures have B-frames now: its WebRTC viewers are sent away");
+            // Their players join anew and are told the reason.
+            self.unshowable_since = Some(now);
+            self.tell_end();
+        }
         let missing = self
             .missing_since
             .map(|since| now.saturating_duration_since(since));
@@ -436,13 +469,8 @@ impl Actor for ReplicaActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
         let feed = Sender::new(&ctx.address());
-        let wants = self.wants.subscribe();
-        self.subscription = Some(subscriber::spawn(
-            &self.node,
-            self.name.clone(),
-            wants,
-            feed,
-        ));
+        let want = self.want.subscribe();
+        self.subscription = Some(subscriber::spawn(&self.node, self.name.clone(), want, feed));
         ctx.run_interval(TICK, |actor, ctx| actor.handle_tick(ctx));
         tracing::info!(stream = %self.name, "replica started");
     }
@@ -482,6 +510,7 @@ impl Handler<Request> for ReplicaActor {
                     media,
                     stale: true,
                     ended: false,
+                    need: None,
                 };
                 let stream = self.name.clone();
                 if self.over {
@@ -496,11 +525,15 @@ impl Handler<Request> for ReplicaActor {
                 } else {
                     self.shards.insert(shard, link);
                 }
-                self.tell_adaptive();
             }
             Request::Detach { shard } => {
                 self.shards.remove(&shard);
-                self.tell_adaptive();
+            }
+            Request::Demand { shard, need } => {
+                if let Some(link) = self.shards.get_mut(&shard) {
+                    link.need = Some(need);
+                    self.update_want(Grow::Only);
+                }
             }
             Request::Idle => self.idle_since = Some(self.node.clock.now()),
         }

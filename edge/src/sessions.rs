@@ -19,7 +19,7 @@ use serde_json::json;
 use tracing::debug;
 
 use crate::http::metrics::SESSIONS;
-use crate::shard::{Counters, EndReason, ShardHandle, ViewerId, ViewerState};
+use crate::shard::{Counters, EndReason, Layers, NO_RENDITION, ShardHandle, ViewerId, ViewerState};
 
 /// The part of a session URL that nobody can guess: 128 bits of a CSPRNG in hex. It is a capability, so it stays out of logs.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -62,6 +62,8 @@ pub struct Session {
     pub peer: Option<IpAddr>,
     /// When the offer came.
     pub since: Instant,
+    /// Which renditions the viewer wants.
+    pub layers: Mutex<Layers>,
     /// mids of the answer with their media types, the tagged one first: what a restart's answer repeats.
     pub mids: Vec<(&'static str, String)>,
     /// The running ICE session. Held across a restart, so that overlapping ones come one after the other.
@@ -191,6 +193,8 @@ impl Session {
         let read = |value: &AtomicU64| value.load(Ordering::Relaxed);
         let rtt = Some(read(&counters.rtt_micros)).filter(|micros| *micros > 0);
         let age = now.saturating_duration_since(self.since);
+        let track = counters.rendition.load(Ordering::Relaxed);
+        let track = Some(track).filter(|track| *track != NO_RENDITION);
         json!({
             "id": self.viewer.0,
             "stream": self.stream.as_str(),
@@ -207,6 +211,8 @@ impl Session {
             "loss_permille": read(&counters.loss_permille),
             "receive_bits_per_second": read(&counters.receive_rate),
             "estimate_bits_per_second": read(&counters.estimate),
+            "track": track,
+            "switches": read(&counters.switches),
         })
     }
 }

@@ -3,9 +3,11 @@
 //! A shard is one thread with one UDP socket; its viewers live and die on it. [`Shards`] picks one for a new
 //! viewer, [`ShardHandle`] talks to it from other threads.
 
+mod audience;
 mod backlog;
 pub(crate) mod connection;
 pub(crate) mod core;
+pub(crate) mod demand;
 mod demux;
 mod fanout;
 pub(crate) mod feedback;
@@ -17,9 +19,12 @@ mod outgoing;
 mod paths;
 mod peer;
 mod prefetch;
+mod probing;
 mod run;
 mod socket;
 pub(crate) mod stream;
+mod streams;
+mod switching;
 pub(crate) mod tag;
 #[cfg(any(test, feature = "testkit"))]
 #[cfg_attr(not(test), allow(dead_code, unused_imports))]
@@ -32,11 +37,12 @@ mod threads;
 mod wheel;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use headwater_media::abr::{ProbeRequest, Selection};
 use headwater_media::bwe::Estimate;
-use headwater_media::id::StreamName;
+use headwater_media::id::{Bitrate, StreamName};
 use headwater_media::rtp::batch::PacketBatch;
 use headwater_media::rtx::Resend;
 use headwater_media::sdp::{Candidate, Negotiated};
@@ -46,6 +52,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::registry::ReplicaHandle;
 use crate::shard::connection::Claimed;
+use crate::shard::demand::Need;
 use crate::shard::load::{Board, Bound, Load};
 use crate::shard::run::Control;
 pub use crate::shard::threads::StartError;
@@ -130,6 +137,18 @@ pub(crate) enum Command {
         viewer: ViewerId,
         estimate: Estimate,
     },
+    /// Send another rendition.
+    Select {
+        viewer: ViewerId,
+        selection: Selection,
+    },
+    /// Probe the viewer's link.
+    Probe {
+        viewer: ViewerId,
+        request: ProbeRequest,
+    },
+    /// The viewer needs these tracks.
+    Need { viewer: ViewerId, need: Need },
     /// Packets are lost for good; whether that earns a keyframe the viewer's actor decides.
     KeyframeAsked { viewer: ViewerId },
 }
@@ -149,8 +168,30 @@ pub struct Join {
     pub local_pwd: String,
     /// What offer and stream agreed on.
     pub negotiated: Negotiated,
+    /// What the viewer asked for.
+    pub preference: Preference,
     /// What the shard counts about it, for the API.
     pub counters: Arc<Counters>,
+}
+
+/// Which renditions a viewer will have; by default the best that its link carries.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Layers {
+    /// This one, by its name, whatever the link carries.
+    pub pinned: Option<Arc<str>>,
+    /// None of more lines than this.
+    pub height_max: Option<u32>,
+    /// None of more columns than this.
+    pub width_max: Option<u32>,
+}
+
+/// What a viewer asks for when it joins.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Preference {
+    /// Which renditions it will have.
+    pub layers: Layers,
+    /// What its link carries, as it says itself, or as the last viewer from there found.
+    pub assumed: Option<Bitrate>,
 }
 
 /// ICE credentials of a restart.
@@ -177,7 +218,7 @@ impl std::fmt::Debug for Credentials {
 }
 
 /// What a shard counts about one viewer, written by the shard alone and read by the API at any time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     /// See [`ViewerState`].
     pub state: AtomicU8,
@@ -201,6 +242,33 @@ pub struct Counters {
     pub receive_rate: AtomicU64,
     /// What the link carries, as estimated (bits per second); 0: not known.
     pub estimate: AtomicU64,
+    /// The rendition that is sent, as its track's id; [`NO_RENDITION`] before there is one, and while there is sound alone.
+    pub rendition: AtomicU32,
+    /// Times that another rendition was switched to (count).
+    pub switches: AtomicU64,
+}
+
+/// See [`Counters::rendition`].
+pub const NO_RENDITION: u32 = u32::MAX;
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            state: AtomicU8::default(),
+            transport: AtomicU8::default(),
+            packets: AtomicU64::default(),
+            bytes: AtomicU64::default(),
+            nacks: AtomicU64::default(),
+            resent: AtomicU64::default(),
+            plis: AtomicU64::default(),
+            rtt_micros: AtomicU64::default(),
+            loss_permille: AtomicU64::default(),
+            receive_rate: AtomicU64::default(),
+            estimate: AtomicU64::default(),
+            rendition: AtomicU32::new(NO_RENDITION),
+            switches: AtomicU64::default(),
+        }
+    }
 }
 
 /// Where a viewer stands, as [`Counters::state`] has it.
@@ -400,6 +468,22 @@ impl ShardHandle {
     pub fn leave(&self, viewer: ViewerId, reason: EndReason) {
         // A shard that has stopped has no viewers.
         let _ = self.control.send(Control::Leave { viewer, reason });
+    }
+
+    /// A viewer wants other renditions. Unknown viewers are ignored.
+    ///
+    /// # Errors
+    /// [`Busy`] if too much waits at the shard.
+    pub(crate) fn choose(&self, viewer: ViewerId, layers: Layers) -> Result<(), Busy> {
+        let waiting = Waiting::enter(&self.waiting).ok_or(Busy)?;
+        let control = Control::Choose {
+            viewer,
+            layers,
+            waiting,
+        };
+        // A shard that has stopped has no viewers.
+        let _ = self.control.send(control);
+        Ok(())
     }
 
     /// Restarts a viewer's ICE: DTLS and SRTP go on, the old user fragment is ignored from now on.

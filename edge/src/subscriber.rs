@@ -29,7 +29,7 @@ use tonic::Code;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::locate;
-use crate::replica::{Feed, UpstreamState, Wants};
+use crate::replica::{Feed, UpstreamState};
 use crate::upstream::Connection;
 
 /// First and longest wait between attempts. The longest bounds how late a stream is found that nothing announces (fixed lists).
@@ -72,7 +72,7 @@ pub struct Handle {
 pub fn spawn(
     node: &Node,
     name: StreamName,
-    wants: watch::Receiver<Wants>,
+    wants: watch::Receiver<Want>,
     feed: Sender<Feed>,
 ) -> Handle {
     let stop = node.shutdown.child_token();
@@ -114,7 +114,7 @@ struct Stopped;
 struct Subscriber {
     node: Node,
     name: StreamName,
-    wants: watch::Receiver<Wants>,
+    wants: watch::Receiver<Want>,
     feed: Sender<Feed>,
     stop: CancellationToken,
     core: Receiver,
@@ -253,11 +253,7 @@ impl Subscriber {
     }
 
     fn want(&mut self) -> Want {
-        let wants = self.wants.borrow_and_update();
-        Want {
-            tracks: wants.tracks.clone(),
-            adaptive: wants.adaptive,
-        }
+        self.wants.borrow_and_update().clone()
     }
 
     fn hello(&self, want: &Want) -> wire::Subscribe {

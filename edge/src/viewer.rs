@@ -4,22 +4,22 @@
 //! shard, on whose arbiter it lives; it ends with [`Over`]. Media never passes through it: the shard's fan-out sends from the viewer's hot
 //! state. When its mailbox is full, messages are dropped and counted; a viewer repeats its wishes.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use actix::{Actor, ActorContext, Addr, Context, Handler, Message};
-use headwater_media::bwe::Estimator;
 use headwater_node::actor::Sender;
 use headwater_node::clock::Clock;
 use metrics::counter;
 use tokio::sync::mpsc;
 
-use crate::abr::{AbrActor, Measured, Meter};
+use crate::abr::{AbrActor, Choose, Measured, Receives, RenditionsChanged, Switched, Watched};
 use crate::metrics::{KEYFRAMES_RESENT, MAILBOX_FULL};
 use crate::retransmit::{Nacks, RetransmitActor, Retransmitters};
 use crate::round_trip::RoundTrip;
-use crate::shard::stream::SharedRings;
+use crate::shard::stream::{SharedInfo, SharedRings};
 use crate::shard::{Command, Counters, EndReason, ViewerId};
 
 /// Messages waiting (count).
@@ -52,6 +52,9 @@ pub(crate) struct Links {
     pub(crate) keyframe: Sender<KeyframeAsked>,
     pub(crate) over: Sender<Over>,
     pub(crate) measured: Sender<Measured>,
+    pub(crate) switched: Sender<Switched>,
+    pub(crate) renditions: Sender<RenditionsChanged>,
+    pub(crate) choose: Sender<Choose>,
     pub(crate) nacks: Sender<Nacks>,
 }
 
@@ -72,22 +75,25 @@ impl ViewerActor {
     pub(crate) fn launch(
         viewer: ViewerId,
         retransmitters: Retransmitters,
-        rings: SharedRings,
+        (rings, info): (SharedRings, SharedInfo),
+        receives: Receives,
         counters: Arc<Counters>,
         clock: &Clock,
         commands: &mpsc::Sender<Command>,
     ) -> Links {
         let round_trip = RoundTrip::new(Arc::clone(&counters), clock.clone());
-        let abr = AbrActor {
-            viewer,
-            core: Meter::default(),
-            round_trip: round_trip.clone(),
-            estimator: Estimator::default(),
-            told: None,
-            counters: Arc::clone(&counters),
-            clock: clock.clone(),
-            commands: commands.clone(),
-        }
+        let abr = AbrActor::new(
+            Watched {
+                viewer,
+                rings: Rc::clone(&rings),
+                info,
+                receives,
+            },
+            round_trip.clone(),
+            Arc::clone(&counters),
+            clock.clone(),
+            commands.clone(),
+        )
         .start();
         let retransmit = RetransmitActor {
             viewer,
@@ -99,7 +105,9 @@ impl ViewerActor {
             commands: commands.clone(),
         }
         .start();
-        let (measured, nacks) = (Sender::new(&abr), Sender::new(&retransmit));
+        let nacks = Sender::new(&retransmit);
+        let (measured, switched) = (Sender::new(&abr), Sender::new(&abr));
+        let (renditions, choose) = (Sender::new(&abr), Sender::new(&abr));
         let now = clock.now();
         let address = Self::create(|_| Self {
             viewer,
@@ -115,6 +123,9 @@ impl ViewerActor {
             keyframe: Sender::new(&address),
             over: Sender::new(&address),
             measured,
+            switched,
+            renditions,
+            choose,
             nacks,
         }
     }
@@ -233,6 +244,7 @@ mod tests {
     use headwater_media::track::StreamInfo;
 
     use super::*;
+    use crate::shard::Preference;
     use crate::shard::stream::Stream;
 
     #[test]
@@ -262,10 +274,16 @@ mod tests {
             settled: true,
         };
         let counters = Arc::new(Counters::default());
+        let stream = Stream::new(Arc::new(info), Limits::default());
         let links = ViewerActor::launch(
             ViewerId(1),
             Retransmitters::default(),
-            Stream::new(Arc::new(info), Limits::default()).rings,
+            (stream.rings, stream.described),
+            Receives {
+                video: None,
+                probes: false,
+                preference: Preference::default(),
+            },
             Arc::clone(&counters),
             &Clock::system(),
             &commands,

@@ -143,6 +143,8 @@ pub struct Retransmitter {
     next_sequence: u64,
     /// Sequence number of the newest keyframe's first packet.
     keyframe: u64,
+    /// Nobody needs what came before this one.
+    useful_from: u64,
     budget_bytes: u64,
     /// Of the budget, what may go into spare copies.
     spare_bytes: u64,
@@ -206,6 +208,7 @@ impl Retransmitter {
             marks: VecDeque::new(),
             next_sequence: 0,
             keyframe: 0,
+            useful_from: 0,
             budget_bytes: options.burst_bytes.into(),
             spare_bytes: SPARE_BYTES,
             repeat: REPEAT_MAX,
@@ -284,6 +287,18 @@ impl Retransmitter {
         stuck.then_some(KeyframeWanted)
     }
 
+    /// What was sent so far is of no use any more: the viewer goes on at a keyframe because its link could not carry what it had, and copies would
+    /// only keep the queue full that has to drain.
+    pub const fn handle_abandoned(&mut self) {
+        self.useful_from = self.next_sequence;
+    }
+
+    /// A packet that was sent lately: the `back`th before the newest. Padding is made of these, so that it may be of use.
+    pub fn sent_lately(&self, back: u64) -> Option<Resend> {
+        let sequence = self.next_sequence.checked_sub(back.checked_add(1)?)?;
+        self.locate(sequence)
+    }
+
     /// How long ago the packet left by which the viewer can have noticed, at the earliest, that the newest of `lost` is missing: the round trip
     /// doesn't take longer than that.
     pub fn since_noticed(&self, now: Instant, lost: &[u16]) -> Option<Duration> {
@@ -307,6 +322,9 @@ impl Retransmitter {
     ) -> Decision {
         if sequence >= self.next_sequence {
             return Decision::Unknown;
+        }
+        if sequence < self.useful_from {
+            return Decision::TooLate;
         }
         // A copy that leaves now makes the packet this late, as both ways take the same time.
         let Some(late) = self

@@ -77,9 +77,23 @@ impl StreamInfo {
         self.tracks.iter().find(|track| track.id == id)
     }
 
-    /// Its pictures have B-frames, which WebRTC viewers can't show.
-    pub fn has_b_frames(&self) -> bool {
+    /// The name of the rendition that the publisher sent.
+    pub const SOURCE: &'static str = "source";
+
+    /// Its renditions that WebRTC viewers can show: H.264 without B-frames.
+    pub fn renditions(&self) -> impl Iterator<Item = (&Track, &h264::Configuration)> {
+        self.tracks
+            .iter()
+            .filter_map(|track| match &*track.configuration {
+                Configuration::H264(h264) if !track.reordered => Some((track, h264)),
+                Configuration::H264(_) | Configuration::Aac(_) | Configuration::Opus(_) => None,
+            })
+    }
+
+    /// It has pictures, and all of them come with B-frames, which WebRTC viewers can't show.
+    pub fn has_only_b_frames(&self) -> bool {
         let mut tracks = self.tracks.iter();
-        tracks.any(|track| track.reordered && track.configuration.kind() == MediaKind::Video)
+        tracks.any(|track| track.configuration.kind() == MediaKind::Video)
+            && self.renditions().next().is_none()
     }
 }

@@ -250,7 +250,8 @@ fn browser_holds_pictures_back_as_configured() {
 
 #[test]
 fn browser_explains_b_frames() {
-    let mut cluster = Cluster::standalone(&Options::default());
+    let mut cluster =
+        Cluster::standalone(&Options::default().env("HEADWATER_LADDER__ENABLED", "false"));
     let _publisher = Publisher::start(&cluster.rtmp_url("live/b"), Picture::BFrames, Sound::Tone);
     let origin = cluster.origin();
     eventually("B-frames are noticed", seconds(15), || {

@@ -109,8 +109,9 @@ fn a_stream_that_is_not_live_says_so_and_plays_as_soon_as_it_is() {
 }
 
 #[test]
-fn b_frames_are_refused_with_their_reason() {
-    let mut cluster = Cluster::standalone(&Options::default());
+fn b_frames_are_refused_with_their_reason_where_nothing_is_made_without_them() {
+    let options = Options::default().env("HEADWATER_LADDER__ENABLED", "false");
+    let mut cluster = Cluster::standalone(&options);
     let _publisher = Publisher::start(&cluster.rtmp_url("live/b"), Picture::BFrames, Sound::Tone);
     let url = cluster.whep_url("live/b");
     // Whether frames are reordered shows only in the pictures, so the very first offers may come too early.
@@ -130,8 +131,29 @@ fn b_frames_are_refused_with_their_reason() {
 }
 
 #[test]
-fn a_publisher_that_returns_with_b_frames_loses_its_webrtc_viewers_at_once() {
+fn a_publisher_may_have_b_frames_or_return_with_them() {
     let mut cluster = Cluster::standalone(&Options::default());
+    let url = cluster.rtmp_url("live/b");
+    let mut publisher = Publisher::start(&url, Picture::BFrames, Sound::Tone);
+    let flags = ["--wait", "15s", "--min-fps", "27", "--max-loss", "0"];
+    let (code, report) = probe(&cluster.whep_url("live/b"), seconds(3), &flags);
+    assert_eq!(code, 0, "{report:#}");
+
+    publisher.kill();
+    let mut publisher = Publisher::start(&url, Picture::Test, Sound::Tone);
+    let mut viewer = Viewer::start(&cluster.whep_url("live/b"), seconds(120), HEALTHY);
+    viewer.await_frames(30, seconds(30));
+    publisher.kill();
+    let _publisher = Publisher::start(&url, Picture::BFrames, Sound::Tone);
+    // In the same session.
+    viewer.await_frames(120, seconds(30));
+}
+
+#[test]
+fn a_publisher_that_returns_with_b_frames_loses_its_webrtc_viewers_where_nothing_is_made_without_them()
+ {
+    let options = Options::default().env("HEADWATER_LADDER__ENABLED", "false");
+    let mut cluster = Cluster::standalone(&options);
     let url = cluster.rtmp_url("live/b");
     let mut publisher = Publisher::start(&url, Picture::Test, Sound::Tone);
     let mut viewer = Viewer::start(&cluster.whep_url("live/b"), seconds(120), HEALTHY);

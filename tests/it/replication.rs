@@ -8,10 +8,11 @@ use std::time::Duration;
 use actix::{Actor, Context, Handler};
 use bytes::Bytes;
 use headwater_bench::programme::Layout;
-use headwater_edge::replica::{Feed, UpstreamState, Wants};
+use headwater_edge::replica::{Feed, UpstreamState};
 use headwater_edge::subscriber;
 use headwater_media::codec::h264;
 use headwater_media::id::{NodeId, StreamName, TrackId};
+use headwater_media::replication::Want;
 use headwater_media::time::MediaTime;
 use headwater_media::track::Configuration;
 use headwater_media::unit::{AccessUnit, IngestUnit, MediaKind, SourceTrack};
@@ -125,7 +126,7 @@ impl Cluster {
     pub(crate) fn subscribe(&self, node: &Node) -> Subscription {
         let (feed, inbox) = mpsc::unbounded_channel();
         let collector = Collector { feed }.start();
-        let wants = Wants {
+        let wants = Want {
             tracks: vec![TrackId::SOURCE_VIDEO],
             adaptive: false,
         };
@@ -209,7 +210,7 @@ impl Handler<Feed> for Collector {
 
 pub(crate) struct Subscription {
     _handle: subscriber::Handle,
-    pub(crate) wants: watch::Sender<Wants>,
+    pub(crate) wants: watch::Sender<Want>,
     inbox: mpsc::UnboundedReceiver<Feed>,
     /// Units that came while something else was waited for.
     waiting: VecDeque<Arc<AccessUnit>>,

@@ -299,3 +299,51 @@ fn ice_servers_are_told_on_201_only() {
     let options = request(port, "OPTIONS", STREAM, &[], "").expect("an answer");
     assert_eq!((options.status, options.header("Link")), (200, None));
 }
+
+#[test]
+fn renditions_are_chosen_by_the_layer_extension() {
+    let mut live = Live::start(&Options::default());
+    let session = live.join();
+    let port = live.port();
+    let layer = format!("{}/layer", session.url);
+    let read = |answer: &Answer| -> serde_json::Value {
+        assert_eq!(answer.status, 200, "{answer:?}");
+        serde_json::from_str(&answer.body).expect("JSON")
+    };
+    // The viewer is there, so the origin makes what is below the source.
+    let known = eventually("a lower rendition", seconds(15), || {
+        let known = read(&request(port, "GET", &layer, &[], "")?);
+        let encodings = known["encodings"].as_array()?;
+        (encodings.len() == 2 && encodings[1]["bitrate"].as_u64() > Some(0)).then_some(known)
+    });
+    assert_eq!(known["encodings"][0]["encodingId"], "240p", "{known:#}");
+    assert_eq!(known["encodings"][0]["height"], 240, "{known:#}");
+    assert_eq!(known["encodings"][1]["encodingId"], "source", "{known:#}");
+    assert!(known["pinned"].is_null(), "{known:#}");
+
+    let json = ("Content-Type", "application/json");
+    let post = |body: &str| request(port, "POST", &layer, &[json], body).expect("an answer");
+    let pinned = read(&post(r#"{"mediaId": "1", "encodingId": "240p"}"#));
+    assert_eq!(pinned["pinned"], "240p", "{pinned:#}");
+    let pinned = read(&post(r#"{"spatialLayerId": 1, "of another server": true}"#));
+    assert_eq!(pinned["pinned"], "source", "{pinned:#}");
+    let bounded = read(&post(r#"{"maxHeight": 300}"#));
+    assert!(bounded["pinned"].is_null(), "{bounded:#}");
+    assert_eq!(bounded["maxHeight"], 300, "{bounded:#}");
+    let automatic = read(&post("{}"));
+    assert!(automatic["maxHeight"].is_null(), "{automatic:#}");
+
+    for (body, status) in [
+        (r#"{"encodingId": "1440p"}"#, 422),
+        (r#"{"encodingId": "no name"}"#, 400),
+        (r#"{"spatialLayerId": 2}"#, 422),
+        (r#"{"mediaId": "7"}"#, 422),
+        ("[", 400),
+    ] {
+        let answer = post(body);
+        assert_eq!(answer.status, status, "{body}: {answer:?}");
+    }
+    let elsewhere = layer.replace("/layer", "0/layer");
+    let answer = request(port, "GET", &elsewhere, &[], "").expect("an answer");
+    assert_eq!(answer.status, 404);
+}

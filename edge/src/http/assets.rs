@@ -18,7 +18,7 @@ struct Asset {
     body: &'static str,
 }
 
-const ASSETS: [Asset; 4] = [
+const ASSETS: [Asset; 5] = [
     Asset {
         name: "index.js",
         content_type: "text/javascript; charset=utf-8",
@@ -28,6 +28,11 @@ const ASSETS: [Asset; 4] = [
         name: "player.js",
         content_type: "text/javascript; charset=utf-8",
         body: include_str!("../../player/player.js"),
+    },
+    Asset {
+        name: "quality.js",
+        content_type: "text/javascript; charset=utf-8",
+        body: include_str!("../../player/quality.js"),
     },
     Asset {
         name: "style.css",

@@ -104,6 +104,16 @@ impl Problem {
         )
     }
 
+    /// 422: understood, and not possible for this stream.
+    pub(crate) fn unprocessable(detail: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "unprocessable",
+            "Not possible",
+            detail,
+        )
+    }
+
     pub(crate) fn slow_body() -> Self {
         Self::new(
             StatusCode::REQUEST_TIMEOUT,

@@ -30,8 +30,10 @@ mod auth;
 mod body;
 mod cors;
 mod error;
+mod layer;
 pub mod limits;
 pub(crate) mod metrics;
+mod preference;
 mod whep;
 
 pub(crate) use api::record;
@@ -218,6 +220,17 @@ fn routes(config: &mut web::ServiceConfig) {
                 })),
         )
         .service(
+            web::resource("/whep/{app}/{stream}/{session}/layer")
+                .name("whep_layer")
+                .route(web::post().to(layer::post))
+                .route(web::get().to(layer::get))
+                .route(web::head().to(layer::get))
+                .route(web::method(actix_web::http::Method::OPTIONS).to(layer::options))
+                .default_service(web::to(|| async {
+                    Problem::method(layer::METHODS).error_response()
+                })),
+        )
+        .service(
             web::resource("/api/v1/streams")
                 .name("streams")
                 .route(web::get().to(api::streams))
@@ -267,6 +280,7 @@ async fn observe<B: MessageBody>(
         .map_or("other", |name| match name {
             "whep" => "whep",
             "whep_session" => "whep_session",
+            "whep_layer" => "whep_layer",
             "streams" => "streams",
             "index" => "index",
             "play" => "play",

@@ -1,7 +1,7 @@
 //! WHEP (draft-ietf-wish-whep with RFC 9725's session rules): offer in, answer out, and the session's life after it.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use actix_web::http::header::{self, HeaderName};
@@ -14,7 +14,7 @@ use rand::Rng;
 use tracing::{debug, info};
 
 use super::error::Problem;
-use super::{EdgeState, auth, body, cors, millis, peer};
+use super::{EdgeState, auth, body, cors, millis, peer, preference};
 use crate::sessions::{IceSession, Session, SessionId};
 use crate::shard::tag::ICE_CHARS;
 use crate::shard::{
@@ -22,6 +22,8 @@ use crate::shard::{
 };
 
 pub(super) const ENDPOINT_METHODS: &str = "POST, GET, HEAD, OPTIONS";
+/// The WHEP extension by which a player chooses among renditions.
+pub(super) const LAYER_EXTENSION: &str = "urn:ietf:params:whep:ext:core:layer";
 pub(super) const SESSION_METHODS: &str = "PATCH, DELETE, GET, HEAD, OPTIONS";
 
 const SDP: &str = "application/sdp";
@@ -71,6 +73,7 @@ async fn join(
     if !body::is_type(request, SDP) {
         return Err(Problem::media_type(SDP));
     }
+    let preference = preference::read(request.query_string())?;
     let offer = Offer::parse(&text(request, payload, state).await?)?;
     let parsed = clock.now();
 
@@ -100,6 +103,7 @@ async fn join(
         counters: Arc::clone(&counters),
         peer: peer(request),
         since: start,
+        layers: Mutex::new(preference.layers.clone()),
         mids: negotiation.mids(),
         ice: tokio::sync::Mutex::new(ice),
     }));
@@ -125,6 +129,7 @@ async fn join(
             local_ufrag: local.ufrag.clone(),
             local_pwd: local.pwd.clone(),
             negotiated: negotiation.negotiated.clone(),
+            preference: preference.clone(),
             counters: Arc::clone(&counters),
         });
         match tokio::time::timeout(SHARD_TIMEOUT, joining).await {
@@ -275,7 +280,7 @@ fn name(app: &str, stream: &str) -> Result<StreamName, Problem> {
 }
 
 /// The session that a request names, if it may.
-fn session(
+pub(super) fn session(
     state: &EdgeState,
     path: &(String, String, String),
     request: &HttpRequest,
@@ -288,7 +293,7 @@ fn session(
         .ok_or_else(Problem::no_session)
 }
 
-async fn text(
+pub(super) async fn text(
     request: &HttpRequest,
     payload: Payload,
     state: &EdgeState,
@@ -309,7 +314,7 @@ fn created(
     let mut response = HttpResponse::Created();
     response
         .content_type(SDP)
-        .insert_header((header::LOCATION, location))
+        .insert_header((header::LOCATION, location.as_str()))
         .insert_header((header::ETAG, etag))
         .insert_header((ACCEPT_PATCH, FRAGMENT))
         .insert_header((header::CACHE_CONTROL, "no-store"));
@@ -326,6 +331,10 @@ fn created(
         }
         response.append_header((header::LINK, link));
     }
+    response.append_header((
+        header::LINK,
+        format!("<{location}/layer>; rel=\"{LAYER_EXTENSION}\""),
+    ));
     response.body(answer.to_owned())
 }
 

@@ -6,14 +6,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use headwater_media::bwe::Estimate;
 use headwater_media::codec::opus;
 use headwater_media::ice::{self, Path};
 use headwater_media::id::{StreamName, TrackId};
-use headwater_media::rtp::batch::PacketBatch;
 use headwater_media::rtp::ring::Limits;
 use headwater_media::rtx::Resend;
 use headwater_media::time::WallTime;
@@ -23,8 +23,10 @@ use rand::RngCore;
 use rand::rngs::StdRng;
 use slab::Slab;
 
+use crate::abr::Receives;
 use crate::registry::ReplicaHandle;
 use crate::retransmit::Retransmitters;
+use crate::shard::demand::Need;
 use crate::shard::fanout::{Job, Sent};
 use crate::shard::feedback::Sample;
 use crate::shard::handshakes::Handshakes;
@@ -32,7 +34,8 @@ use crate::shard::outbox::Outbox;
 use crate::shard::outgoing::Outgoing;
 use crate::shard::paths::Transports;
 use crate::shard::peer::{Peer, PeerParts};
-use crate::shard::stream::{SharedRings, Stream};
+use crate::shard::stream::{SharedInfo, SharedRings, Stream};
+use crate::shard::switching;
 use crate::shard::wheel::Wheel;
 use crate::shard::{Credentials, EndReason, Gone, Join, JoinError, ViewerId, ViewerState};
 use crate::transport::dtls::Identity;
@@ -58,6 +61,8 @@ pub(crate) enum Event {
         viewer: ViewerId,
         retransmitters: Retransmitters,
         rings: SharedRings,
+        info: SharedInfo,
+        receives: Receives,
     },
     /// A viewer's handshake is complete; media flows.
     Connected { viewer: ViewerId },
@@ -70,7 +75,18 @@ pub(crate) enum Event {
     /// A viewer wants a keyframe.
     KeyframeAsked { viewer: ViewerId },
     /// A viewer said how it receives.
-    Measured { viewer: ViewerId, sample: Sample },
+    Measured {
+        viewer: ViewerId,
+        sample: Sample,
+        /// How far its pictures are behind the live edge, by its own pace.
+        wait: Duration,
+    },
+    /// A viewer is sent another rendition from now on.
+    Switched { viewer: ViewerId, track: TrackId },
+    /// A stream has other renditions than before.
+    RenditionsChanged { viewers: Vec<ViewerId> },
+    /// The viewers of a stream need other tracks than before.
+    Demanded { stream: StreamName, need: Need },
     /// A viewer is gone.
     Ended {
         viewer: ViewerId,
@@ -177,7 +193,7 @@ impl Core {
         if self.peers.len() >= self.options.viewers_max {
             return Err(JoinError::Full);
         }
-        if info.has_b_frames() && join.negotiated.video.is_some() {
+        if info.has_only_b_frames() && join.negotiated.video.is_some() {
             return Err(JoinError::Reordered);
         }
         let taken = self.by_ufrag.contains_key(join.local_ufrag.as_str())
@@ -192,6 +208,7 @@ impl Core {
             local_ufrag,
             local_pwd,
             negotiated,
+            preference,
             counters,
         } = join;
         let new_stream = !self.streams.contains_key(&name);
@@ -202,10 +219,9 @@ impl Core {
             .or_insert_with(|| Stream::new(Arc::clone(info), ring));
 
         let video = negotiated.video.as_ref().map(|media| {
-            let track = track_of(&stream.info, |configuration| {
-                configuration.kind() == MediaKind::Video
-            });
-            let track = track.unwrap_or(TrackId::SOURCE_VIDEO);
+            // Until its AbrActor has chosen, which is before it is connected.
+            let first = stream.info().renditions().map(|(track, _)| track.id).next();
+            let track = first.unwrap_or(TrackId::SOURCE_VIDEO);
             Outgoing::new(
                 media,
                 track,
@@ -216,7 +232,7 @@ impl Core {
             )
         });
         let audio = negotiated.audio.as_ref().map(|media| {
-            let track = track_of(&stream.info, |configuration| {
+            let track = track_of(&stream.info(), |configuration| {
                 matches!(
                     configuration,
                     Configuration::Opus(opus::Configuration { .. })
@@ -236,7 +252,15 @@ impl Core {
             video: video.as_ref().and_then(Outgoing::retransmitter),
             audio: audio.as_ref().and_then(Outgoing::retransmitter),
         };
-        let rings = stream.rings.clone();
+        let receives = Receives {
+            video: video.as_ref().map(|video| video.track),
+            probes: video
+                .as_ref()
+                .is_some_and(|video| video.numbered && video.retransmitter().is_some()),
+            preference,
+        };
+        let tracks = [&video, &audio].map(|outgoing| outgoing.as_ref().map(|o| o.track));
+        let (rings, info) = (stream.rings.clone(), Rc::clone(&stream.described));
         let agent = ice::Agent::new(
             self.options.ice,
             ice::Credentials {
@@ -262,6 +286,13 @@ impl Core {
             now,
         ));
         stream.peers.push(slot);
+        let [video, audio] = tracks;
+        if let Some(track) = video {
+            switching::enter(stream, slot, &mut self.peers[slot], track);
+        }
+        if let Some(track) = audio {
+            stream.audiences.enter(track, slot);
+        }
         self.by_id.insert(viewer, slot);
         self.by_ufrag.insert(local_ufrag.into(), slot);
         self.schedule(slot);
@@ -275,7 +306,14 @@ impl Core {
             viewer,
             retransmitters,
             rings,
+            info,
+            receives,
         });
+        if let Some(track) = video {
+            let tracks = [track].into_iter().collect();
+            let adaptive = true;
+            self.handle_need(viewer, Need { tracks, adaptive });
+        }
         Ok(())
     }
 
@@ -322,80 +360,6 @@ impl Core {
         }
     }
 
-    /// Ends all viewers of a stream.
-    pub(crate) fn handle_stream_ended(
-        &mut self,
-        wall: WallTime,
-        name: &StreamName,
-        outbox: &mut Outbox,
-    ) {
-        let slots = self
-            .streams
-            .get(name)
-            .map(|stream| stream.peers.clone())
-            .unwrap_or_default();
-        for slot in slots {
-            self.end(wall, slot, EndReason::StreamEnded, outbox);
-        }
-    }
-
-    /// What a stream is has changed. With B-frames its pictures are nothing for those who are here: their players join anew and are told.
-    pub(crate) fn handle_info(
-        &mut self,
-        wall: WallTime,
-        name: &StreamName,
-        info: Arc<StreamInfo>,
-        outbox: &mut Outbox,
-    ) {
-        let Some(stream) = self.streams.get_mut(name) else {
-            return;
-        };
-        let unplayable = info.has_b_frames();
-        stream.info = info;
-        if unplayable {
-            let mut slots = stream.peers.clone();
-            slots.retain(|slot| self.peers.get(*slot).is_some_and(|p| p.video.is_some()));
-            for slot in slots {
-                self.end(wall, slot, EndReason::StreamEnded, outbox);
-            }
-        }
-    }
-
-    /// Keeps batches of the past, of a replica that has just been asked, and starts viewers that are waiting.
-    pub(crate) fn handle_backlog(
-        &mut self,
-        now: Instant,
-        name: &StreamName,
-        batches: &[Arc<PacketBatch>],
-    ) {
-        let Some(stream) = self.streams.get_mut(name) else {
-            return;
-        };
-        for batch in batches {
-            stream.make_way(batch);
-            stream.keep(batch);
-        }
-        // Those who have a place in the ring go on from there.
-        let rings = stream.rings.borrow();
-        let lost = |peer: &&Peer| {
-            let video = peer.video.as_ref().filter(|_| peer.session.is_some());
-            video.is_some_and(|video| {
-                video.position.is_none_or(|position| {
-                    let ring = rings.get(video.track);
-                    ring.is_none_or(|ring| {
-                        ring.get(position).is_none() && ring.next_index() != Some(position)
-                    })
-                })
-            })
-        };
-        let peers = stream.peers.iter().map(|slot| &self.peers[*slot]);
-        let waiting: Vec<ViewerId> = peers.filter(lost).map(|peer| peer.id).collect();
-        drop(rings);
-        for viewer in waiting {
-            self.start_video(now, viewer);
-        }
-    }
-
     /// Timers are due: flights to send again, reports, viewers that are gone.
     pub(crate) fn handle_timeout(&mut self, now: Instant, wall: WallTime, outbox: &mut Outbox) {
         let mut due = std::mem::take(&mut self.due);
@@ -430,6 +394,8 @@ impl Core {
             {
                 peer.report(now, wall, &stream.timeline, outbox);
             }
+            self.pad(now, slot, outbox);
+            let peer = &mut self.peers[slot];
             if peer.catch_up_at.is_some_and(|at| at <= now) {
                 peer.catch_up_at = None;
                 self.video_jobs.push_back(Job::CatchUp { viewer });
@@ -504,8 +470,21 @@ impl Core {
             if !matches!(reason, EndReason::Closed | EndReason::Expired) {
                 peer.say_goodbye(wall, &stream.timeline, outbox);
             }
-            stream.peers.retain(|other| *other != slot);
+            if let Some(place) = stream.peers.iter().position(|other| *other == slot) {
+                stream.peers.swap_remove(place);
+            }
+            let audio = peer.audio.as_ref().map(|audio| audio.track);
+            for track in [peer.audience, audio].into_iter().flatten() {
+                stream.audiences.leave(track, slot);
+            }
+            stream.switching.retain(|other| *other != slot);
             last = stream.peers.is_empty();
+            if stream.demand.replace(&peer.need, &Need::default()) && !last {
+                self.events.push_back(Event::Demanded {
+                    stream: peer.stream.clone(),
+                    need: stream.demand.need(),
+                });
+            }
         }
         peer.dtls.close();
         if let Some(path) = peer.ice.selected() {

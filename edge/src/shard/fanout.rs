@@ -11,6 +11,7 @@ use headwater_media::id::{Bitrate, StreamName, TrackId};
 use headwater_media::rtp::batch::PacketBatch;
 use headwater_media::rtp::ring::PacketRing;
 use headwater_media::time::WallTime;
+use headwater_media::track::StreamInfo;
 use headwater_media::unit::MediaKind;
 use slab::Slab;
 use smallvec::SmallVec;
@@ -21,7 +22,7 @@ use crate::shard::outbox::Outbox;
 use crate::shard::outgoing::{Allowance, Left, wire_bytes};
 use crate::shard::peer::Peer;
 use crate::shard::prefetch::prefetch;
-use crate::shard::stream::Stream;
+use crate::shard::switching::{flows, hold};
 
 /// Viewers served between two looks at the clock (count): about 100 µs of sealing at six packets a picture.
 const CHUNK: usize = 8;
@@ -98,12 +99,16 @@ impl Core {
         if !stream.keep(&batch) {
             return;
         }
-        let audio = stream
-            .info
-            .track(batch.track)
-            .map_or(batch.track == TrackId::OPUS, |track| {
-                track.configuration.kind() == MediaKind::Audio
-            });
+        let info = stream.described.borrow();
+        let track = info.track(batch.track);
+        let audio = track.map_or(batch.track == TrackId::OPUS, |track| {
+            track.configuration.kind() == MediaKind::Audio
+        });
+        if track.is_some_and(|track| track.reordered) {
+            // B-frames never leave; who was sent this track is being moved to another.
+            return;
+        }
+        drop(info);
         stream.rotation = stream.rotation.wrapping_add(CHUNK);
         let jobs = if audio {
             &mut self.audio_jobs
@@ -205,16 +210,20 @@ impl Core {
         let Some(keyframe) = ring.newest_gop().next() else {
             return false;
         };
+        if peer.audience != Some(video.track) || !flows(&rings, video.track) {
+            // It gets no pictures for now, or the rendition has only been asked for.
+            return false;
+        }
         peer.waiting_since = None;
         if peer.pacer.is_congested(now) {
             // The GOP again would overflow the same queue: this viewer goes on at the next keyframe.
             video.position = None;
             return true;
         }
-        video.position = Some(keyframe.first_index);
+        video.handle_rewind(keyframe.first_index);
         let keyframe_bytes = wire_bytes(keyframe);
         peer.pacer
-            .handle_media_rate(now, media_rate(stream, ring, video.track));
+            .handle_media_rate(now, media_rate(&stream.info(), ring, video.track));
         peer.pacer
             .handle_start(now, u64::try_from(keyframe_bytes).unwrap_or(u64::MAX));
         if !peer.catching_up {
@@ -229,6 +238,24 @@ impl Core {
         true
     }
 
+    /// How far a viewer's pictures are behind the live edge, by its own pace; zero while it runs up to it.
+    pub(super) fn wait(&self, now: Instant, slot: usize, outbox: &Outbox) -> Duration {
+        let peer = &self.peers[slot];
+        let stalled = peer.ice.selected().and_then(|path| outbox.oldest(path));
+        let stalled = stalled.map(|since| now.saturating_duration_since(since));
+        let paced = || {
+            let video = peer.video.as_ref()?;
+            let stream = self.streams.get(&peer.stream)?;
+            let rings = stream.rings.borrow();
+            let ring = rings.get(video.track)?;
+            let (next, _) = ring.get(video.position?)?;
+            Some(ring.newest()?.pts.since(next.pts))
+        };
+        let behind = peer.catching_up && !peer.pacer.is_starting();
+        let paced = if behind { paced() } else { None };
+        stalled.max(paced).unwrap_or_default()
+    }
+
     /// Sends a batch to the next viewers. Returns how many were visited, `None` when all were.
     fn send_chunk(
         &mut self,
@@ -239,28 +266,39 @@ impl Core {
         visited: usize,
         outbox: &mut Outbox,
     ) -> Option<usize> {
+        if visited == 0 && batch.keyframe {
+            self.switch_at(now, name, batch);
+        }
         let stream = self.streams.get(name)?;
         let rings = stream.rings.borrow();
-        let count = stream.peers.len();
+        let audience = stream.audiences.of(batch.track);
+        let count = audience.len();
         let end = count.min(visited + CHUNK);
         let mut paused: SmallVec<[usize; CHUNK]> = SmallVec::new();
         for i in visited..end {
-            prefetch_ahead(&self.peers, stream, start + i);
-            let slot = stream.peers[(start + i) % count];
+            prefetch_ahead(&self.peers, audience, start + i);
+            let slot = audience[(start + i) % count];
             let Some(peer) = self.peers.get_mut(slot) else {
                 continue;
-            };
-            let kinds = [&peer.video, &peer.audio]
-                .map(|outgoing| outgoing.as_ref().is_some_and(|o| o.track == batch.track));
-            let kind = match kinds {
-                [true, _] => MediaKind::Video,
-                [_, true] => MediaKind::Audio,
-                [false, false] => continue,
             };
             if !peer.is_reachable() {
                 continue;
             }
-            let video = kind == MediaKind::Video;
+            let video = peer.audience == Some(batch.track);
+            let kind = if video {
+                MediaKind::Video
+            } else {
+                MediaKind::Audio
+            };
+            if video
+                && batch.keyframe
+                && let Some(until) = hold(now, peer, batch, &rings)
+            {
+                peer.hold(batch.first_index, until);
+                paused.push(slot);
+                continue;
+            }
+            let sheds = video && peer.sheds;
             let Some(outgoing) = peer.outgoing(kind) else {
                 continue;
             };
@@ -290,6 +328,10 @@ impl Core {
                     continue;
                 }
                 None if video && !batch.keyframe => continue,
+                Some(_) if sheds && batch.discardable => {
+                    outgoing.position = Some(batch.first_index + batch.len() as u64);
+                    continue;
+                }
                 // Audio is always at the live edge: what was missed is not sent late.
                 Some(_) | None => {}
             }
@@ -321,7 +363,7 @@ impl Core {
                 peer.waiting_since = Some(now);
                 let rate = rings
                     .get(batch.track)
-                    .and_then(|ring| media_rate(stream, ring, batch.track));
+                    .and_then(|ring| media_rate(&stream.info(), ring, batch.track));
                 peer.pacer.handle_media_rate(now, rate);
                 paused.push(slot);
             }
@@ -368,6 +410,10 @@ impl Core {
                 video.position = None;
                 break false;
             };
+            if peer.sheds && batch.discardable && place == 0 {
+                video.position = Some(position + batch.len() as u64);
+                continue;
+            }
             if allowance.is_empty() || !peer.has_room(now, batch, outbox) {
                 break true;
             }
@@ -391,9 +437,9 @@ impl Core {
 }
 
 /// Asks for the state of the viewers whose turn is soon: of the further ones their own, of the nearer ones what that refers to.
-fn prefetch_ahead(peers: &Slab<Peer>, stream: &Stream, i: usize) {
+fn prefetch_ahead(peers: &Slab<Peer>, audience: &[usize], i: usize) {
     let peer = |ahead: usize| {
-        let slot = stream.peers.get((i + ahead) % stream.peers.len())?;
+        let slot = audience.get((i + ahead) % audience.len())?;
         peers.get(*slot)
     };
     if let Some(far) = peer(2 * AHEAD) {
@@ -435,8 +481,8 @@ fn behind(
 }
 
 /// A track's bitrate: as the ring has it, else as its origin measured it.
-fn media_rate(stream: &Stream, ring: &PacketRing, track: TrackId) -> Option<Bitrate> {
-    let told = || stream.info.track(track).map(|track| track.bitrate);
+pub(super) fn media_rate(info: &StreamInfo, ring: &PacketRing, track: TrackId) -> Option<Bitrate> {
+    let told = || info.track(track).map(|track| track.bitrate);
     ring.bitrate().or_else(told)
 }
 

@@ -26,14 +26,19 @@ pub(crate) enum Sample {
     Arrivals(Arrivals),
 }
 
-/// What a feedback packet means, with its label.
+/// What a feedback packet means, with its label. `wait`: how far the viewer's pictures are behind.
 pub(super) fn event(
     peer: &Peer,
     wall: WallTime,
+    wait: Duration,
     packet: rtcp::Packet<'_>,
 ) -> Option<(&'static str, Event)> {
     let viewer = peer.id;
-    let measured = |sample| Event::Measured { viewer, sample };
+    let measured = |sample| Event::Measured {
+        viewer,
+        sample,
+        wait,
+    };
     match packet {
         rtcp::Packet::ReceiverReport { reports, .. }
         | rtcp::Packet::SenderReport { reports, .. } => {

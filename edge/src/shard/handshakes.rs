@@ -5,7 +5,7 @@
 //! leaves ([`Core::handle_handshake`]). What doesn't fit is dropped and counted: DTLS sends its flights again.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use headwater_media::ice::Path;
 use headwater_media::time::WallTime;
@@ -120,9 +120,16 @@ impl Core {
                     peer.report(now, wall, &stream.timeline, outbox);
                 }
                 self.events.push_back(Event::Connected { viewer });
+                if let Some(track) = peer.audience {
+                    self.events.push_back(Event::Switched { viewer, track });
+                }
                 if let Some(took) = peer.dtls.answered_within() {
                     let sample = Sample::AnsweredWithin(took);
-                    self.events.push_back(Event::Measured { viewer, sample });
+                    self.events.push_back(Event::Measured {
+                        viewer,
+                        sample,
+                        wait: Duration::ZERO,
+                    });
                 }
                 self.start_video(now, viewer);
             }

@@ -35,7 +35,7 @@ impl Core {
         match classify(datagram) {
             Protocol::Stun => self.handle_stun(now, from, datagram, outbox),
             Protocol::Dtls => self.handle_dtls(now, wall, from, datagram, outbox),
-            Protocol::Rtcp => self.handle_rtcp(now, wall, from, datagram),
+            Protocol::Rtcp => self.handle_rtcp(now, wall, from, datagram, outbox),
             Protocol::Rtp | Protocol::Other => refused("protocol"),
         }
     }
@@ -88,7 +88,14 @@ impl Core {
         }
     }
 
-    fn handle_rtcp(&mut self, now: Instant, wall: WallTime, from: Path, datagram: &mut [u8]) {
+    fn handle_rtcp(
+        &mut self,
+        now: Instant,
+        wall: WallTime,
+        from: Path,
+        datagram: &mut [u8],
+        outbox: &Outbox,
+    ) {
         let Some(slot) = self.by_path.get(&from).copied() else {
             return refused("address");
         };
@@ -100,6 +107,7 @@ impl Core {
             return refused("srtcp");
         };
         self.handle_traffic(now, slot, from);
+        let wait = self.wait(now, slot, outbox);
         let peer = &mut self.peers[slot];
         let mut arrivals = 0;
         for packet in rtcp::packets(plain) {
@@ -112,7 +120,7 @@ impl Core {
                     return refused("rtcp");
                 }
             }
-            if let Some((kind, event)) = feedback::event(peer, wall, packet) {
+            if let Some((kind, event)) = feedback::event(peer, wall, wait, packet) {
                 if matches!(event, Event::Nacked { .. }) {
                     peer.pacer.handle_losses(now);
                 }

@@ -98,6 +98,14 @@ impl Outbox {
         }
     }
 
+    /// Since when the first byte waits that a connection doesn't take.
+    pub(crate) fn oldest(&self, to: Path) -> Option<Instant> {
+        match to.transport {
+            Transport::Udp => None,
+            Transport::Tcp => self.connections.get(&to.address)?.oldest(),
+        }
+    }
+
     /// A datagram of `length` bytes that nobody should wait with may be appended for `to`.
     pub(crate) fn has_room_for_control(&self, to: Path, length: usize) -> bool {
         match to.transport {

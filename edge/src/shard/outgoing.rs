@@ -38,6 +38,14 @@ const UNITS_AFTER_RUN_UP: u64 = 90;
 /// Access units after those in which it is taken back (count): any of them may be lost.
 const UNITS_OF_RETURN: u64 = 60;
 
+/// RTP time between pictures that repeat what the rendition before has shown (90 kHz): a player shows them faster than they were made, and
+/// libwebrtc follows down to a third of the usual spacing without falling behind.
+const OVERLAP_SPACING: u64 = 1000;
+
+/// The P bit, and the most padding that one packet can have (RFC 3550 section 5.1).
+const PADDING_FLAG: u8 = 0x20;
+const PADDING_BYTES: u8 = 255;
+
 /// The mid and playout-delay extensions are written in the first access units (count): a few seconds, until any viewer has mapped the
 /// SSRC and heard the delay.
 const UNITS_WITH_MID: u64 = 150;
@@ -62,6 +70,10 @@ pub(crate) struct Outgoing {
     timestamp_offset: u32,
     /// Index in the track of the next packet to send; `None`: wait for a keyframe.
     pub(crate) position: Option<u64>,
+    /// The RTP time of the newest unit, without the offset.
+    time: u64,
+    /// The rendition was switched: its first pictures may show what the one before did already, and yet time must go on.
+    overlaps: bool,
     units: u64,
     /// How many of them there will be when the effect of the run-up is over.
     settled_at: u64,
@@ -185,6 +197,8 @@ impl Outgoing {
             sequence,
             timestamp_offset: low32(random >> 32),
             position: None,
+            time: 0,
+            overlaps: false,
             units: 0,
             settled_at: 0,
             packets: 0,
@@ -215,8 +229,9 @@ impl Outgoing {
     ) -> Left {
         let early = self.units < UNITS_WITH_MID;
         let playout_delay = self.playout_delay(wire.runs_up, early || batch.keyframe);
+        let timestamp_offset = self.place(batch.rtp_time, first);
         let template = self.layout.template(&UnitFields {
-            timestamp: low32(batch.rtp_time).wrapping_add(self.timestamp_offset),
+            timestamp: low32(batch.rtp_time).wrapping_add(timestamp_offset),
             capture_time: (batch.ingest_time != WallTime::default()).then_some(batch.ingest_time),
             playout_delay,
             mid: early,
@@ -272,13 +287,46 @@ impl Outgoing {
                     packets: low32(left.packets),
                     track: batch.track,
                     first_index,
-                    timestamp_offset: self.timestamp_offset,
+                    timestamp_offset,
                     keyframe: batch.keyframe && first == 0 && self.kind == MediaKind::Video,
                     bytes: payload_bytes,
                 },
             );
         }
         left
+    }
+
+    /// What to add to the RTP time of the unit that is sent now, from its `first`th packet on.
+    fn place(&mut self, rtp_time: u64, first: usize) -> u32 {
+        if first == 0 {
+            let least = self.time + OVERLAP_SPACING;
+            self.overlaps &= rtp_time < least;
+            self.time = if self.overlaps { least } else { rtp_time };
+        }
+        low32(self.time.wrapping_sub(rtp_time)).wrapping_add(self.timestamp_offset)
+    }
+
+    /// It goes on at this packet of another rendition, which begins a keyframe.
+    pub(super) const fn handle_switch(&mut self, first_index: u64) {
+        self.position = Some(first_index);
+        self.overlaps = true;
+    }
+
+    /// It goes back to a keyframe that may have been sent before, with the time it had then.
+    pub(super) const fn handle_rewind(&mut self, first_index: u64) {
+        self.position = Some(first_index);
+        self.overlaps = false;
+    }
+
+    /// It has sent something.
+    pub(super) const fn has_sent(&self) -> bool {
+        self.packets > 0
+    }
+
+    /// A unit of this RTP time is not older than the newest one by more than `overlap`.
+    pub(super) fn is_fresh(&self, rtp_time: u64, overlap: MediaTime) -> bool {
+        let overlap = u64::try_from(overlap.ticks()).unwrap_or(0);
+        rtp_time.saturating_add(overlap) >= self.time
     }
 
     /// What the packets of the next unit say of the playout delay, if anything.
@@ -353,6 +401,49 @@ impl Outgoing {
             left.bytes += length as u64;
         }
         left
+    }
+
+    /// Sends a packet of padding alone, by RTX (RFC 3550 section 5.1): there is nothing that could be sent again.
+    pub(super) fn pad(&mut self, wire: &mut Wire<'_>) -> Left {
+        let Some(rtx) = &mut self.rtx else {
+            return Left::default();
+        };
+        let template = rtx.layout.template(&UnitFields {
+            timestamp: low32(self.time).wrapping_add(self.timestamp_offset),
+            capture_time: None,
+            playout_delay: None,
+            mid: true,
+        });
+        let fields = PacketFields {
+            sequence: low16(rtx.sequence),
+            transport_sequence: wire.numbers.next,
+            marker: false,
+        };
+        let rollover = rollover(rtx.sequence);
+        let tag_bytes = wire.session.media.tag_bytes();
+        let length = template.len() + usize::from(PADDING_BYTES) + tag_bytes;
+        if !wire.outbox.has_room_for_control(wire.path, length) {
+            return Left::default();
+        }
+        let sent = wire.outbox.push_with(wire.path, length, |packet| {
+            let header = template.write(packet, &fields)?;
+            *packet.first_mut()? |= PADDING_FLAG;
+            let end = header + usize::from(PADDING_BYTES);
+            packet.get_mut(header..end)?.fill(0);
+            *packet.get_mut(end - 1)? = PADDING_BYTES;
+            wire.session.media.seal(packet, header, rollover).ok()
+        });
+        if sent.is_none() {
+            return Left::default();
+        }
+        if self.numbered {
+            wire.numbers.handle_sent(wire.now, length);
+        }
+        rtx.sequence += 1;
+        Left {
+            packets: 1,
+            bytes: length as u64,
+        }
     }
 
     /// What a sender report says of this stream, if it is `media_time` at `wall`.

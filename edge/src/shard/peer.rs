@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use headwater_media::abr::Selection;
 use headwater_media::ice::{self, Path};
-use headwater_media::id::StreamName;
+use headwater_media::id::{StreamName, TrackId};
 use headwater_media::pacer::Pacer;
 use headwater_media::rtp::batch::PacketBatch;
 use headwater_media::rtp::rtcp;
@@ -19,9 +20,11 @@ use headwater_media::unit::MediaKind;
 use smallvec::SmallVec;
 
 use crate::registry::ReplicaHandle;
+use crate::shard::demand::Need;
 use crate::shard::outbox::Outbox;
 use crate::shard::outgoing::{Allowance, Left, Numbers, Outgoing, Wire, wire_bytes};
 use crate::shard::prefetch::prefetch;
+use crate::shard::probing::Probe;
 use crate::shard::stream::{Rings, Timeline};
 use crate::shard::{Counters, ViewerId, ViewerState};
 use crate::transport::{dtls, srtp};
@@ -51,6 +54,17 @@ pub(crate) struct Peer {
     pub(crate) pacer: Pacer,
     /// Since when pictures wait for the pacer at the live edge.
     pub(crate) waiting_since: Option<Instant>,
+    /// The rendition whose audience it is in.
+    pub(super) audience: Option<TrackId>,
+    /// What it is to get, as long as it doesn't.
+    pub(super) selection: Option<Box<Selection>>,
+    /// Pictures that no others refer to are not sent for now.
+    pub(super) sheds: bool,
+    /// It gets sound alone: its link carries no more.
+    pub(super) alone: bool,
+    /// The tracks it needs.
+    pub(super) need: Need,
+    pub(super) probe: Option<Box<Probe>>,
     pub(crate) next_report: Option<Instant>,
     /// When the wheel will call.
     pub(crate) wake_at: Option<Instant>,
@@ -116,6 +130,12 @@ impl Peer {
             numbers: Numbers::new(numbered, now),
             pacer: Pacer::new(numbered, now),
             waiting_since: None,
+            audience: None,
+            selection: None,
+            sheds: false,
+            alone: false,
+            need: Need::default(),
+            probe: None,
             next_report: None,
             wake_at: None,
             catching_up: false,
@@ -159,7 +179,8 @@ impl Peer {
         let ice = self.ice.poll_timeout();
         // Without a path nothing can be sent again.
         let dtls = self.ice.selected().and_then(|_| self.dtls.poll_timeout());
-        [dtls, self.next_report, self.catch_up_at]
+        let probe = self.probe.as_ref().map(|probe| probe.piece_at);
+        [dtls, self.next_report, self.catch_up_at, probe]
             .into_iter()
             .flatten()
             .fold(ice, Instant::min)
@@ -180,6 +201,15 @@ impl Peer {
     pub(crate) fn skip_video(&mut self) -> bool {
         let video = self.video.as_mut();
         video.is_some_and(|video| video.position.take().is_some())
+    }
+
+    /// Its pictures go on at this packet, but not before `until`.
+    pub(crate) fn hold(&mut self, position: u64, until: Instant) {
+        if let Some(video) = &mut self.video {
+            video.position = Some(position);
+        }
+        self.catching_up = true;
+        self.catch_up_at = Some(until);
     }
 
     /// Sends packets of a batch, from its `first`th on.
@@ -206,11 +236,28 @@ impl Peer {
         rings: &Rings,
         outbox: &mut Outbox,
     ) -> u64 {
-        let left = self.on_wire(now, kind, outbox, |outgoing, wire| {
-            outgoing.resend(wire, packets, rings)
-        });
+        let left = self.copy(now, kind, packets, rings, outbox);
         add(&self.counters.resent, left.packets);
         left.packets
+    }
+
+    /// Sends copies of packets by RTX, whether they were lost or not.
+    pub(crate) fn copy(
+        &mut self,
+        now: Instant,
+        kind: MediaKind,
+        packets: &[Resend],
+        rings: &Rings,
+        outbox: &mut Outbox,
+    ) -> Left {
+        self.on_wire(now, kind, outbox, |outgoing, wire| {
+            outgoing.resend(wire, packets, rings)
+        })
+    }
+
+    /// Sends a packet of padding.
+    pub(crate) fn pad(&mut self, now: Instant, outbox: &mut Outbox) -> Left {
+        self.on_wire(now, MediaKind::Video, outbox, Outgoing::pad)
     }
 
     /// Lets an RTP stream send, if the viewer is connected, and counts what left.

@@ -16,7 +16,7 @@ use headwater_node::clock::Clock;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::abr::Measured;
+use crate::abr::{Choose, Measured, RenditionsChanged, Switched};
 use crate::metrics::{
     BATCHES_DROPPED, BYTES_SENT, FAN_OUT, KEYFRAMES_RESENT, MAILBOX_FULL, PACED, PACKETS_SENT,
     RESENT, SEND_DROPPED, SHARD_BUSY, SHARD_EGRESS, SHARD_LAG, SHARD_LOAD, SKIPPED,
@@ -31,8 +31,8 @@ use crate::shard::outbox::Outbox;
 use crate::shard::paths::Transports;
 use crate::shard::socket::Socket;
 use crate::shard::{
-    Command, Counters, Credentials, EndReason, Ended, Gone, Join, JoinError, Media, ViewerId,
-    Waiting,
+    Command, Counters, Credentials, EndReason, Ended, Gone, Join, JoinError, Layers, Media,
+    ViewerId, Waiting,
 };
 use crate::viewer::{Connected, KeyframeAsked, Links, Over, ViewerActor};
 
@@ -65,6 +65,11 @@ pub(super) enum Control {
     Leave {
         viewer: ViewerId,
         reason: EndReason,
+    },
+    Choose {
+        viewer: ViewerId,
+        layers: Layers,
+        waiting: Waiting,
     },
     /// End all viewers, then the shard.
     Stop {
@@ -355,6 +360,16 @@ impl Shell {
             Control::Leave { viewer, reason } => {
                 self.core.handle_leave(wall, viewer, reason, outbox);
             }
+            Control::Choose {
+                viewer,
+                layers,
+                waiting,
+            } => {
+                drop(waiting);
+                if let Some(viewer) = state.viewers.get(&viewer) {
+                    viewer.links.choose.post(Choose { layers });
+                }
+            }
             Control::Stop { reply } => {
                 let viewers: Vec<ViewerId> = state.viewers.keys().copied().collect();
                 for viewer in viewers {
@@ -431,11 +446,11 @@ impl Shell {
                 info,
                 batches,
             } => {
-                self.core.handle_info(wall, &stream, info, outbox);
+                self.core.handle_info(&stream, &info);
                 self.core.handle_backlog(now, &stream, &batches);
             }
             Media::Info { stream, info } => {
-                self.core.handle_info(wall, &stream, info, outbox);
+                self.core.handle_info(&stream, &info);
             }
             Media::Ended { stream } => {
                 self.core.handle_stream_ended(wall, &stream, outbox);
@@ -462,6 +477,11 @@ impl Shell {
             Command::Estimate { viewer, estimate } => {
                 self.core.handle_estimate(now, viewer, estimate);
             }
+            Command::Select { viewer, selection } => {
+                self.core.handle_select(now, viewer, selection);
+            }
+            Command::Probe { viewer, request } => self.core.handle_probe(now, viewer, request),
+            Command::Need { viewer, need } => self.core.handle_need(viewer, need),
             Command::KeyframeAsked { viewer } => {
                 if let Some(viewer) = state.viewers.get(&viewer) {
                     refused(
@@ -484,6 +504,8 @@ impl Shell {
                     viewer,
                     retransmitters,
                     rings,
+                    info,
+                    receives,
                 } => {
                     let Some(counters) = state.joining.remove(&viewer) else {
                         continue;
@@ -491,7 +513,8 @@ impl Shell {
                     let links = ViewerActor::launch(
                         viewer,
                         retransmitters,
-                        rings,
+                        (rings, info),
+                        receives,
                         counters,
                         &self.clock,
                         &self.command_sender,
@@ -522,9 +545,31 @@ impl Shell {
                         );
                     }
                 }
-                Event::Measured { viewer, sample } => {
+                Event::Measured {
+                    viewer,
+                    sample,
+                    wait,
+                } => {
                     if let Some(viewer) = state.viewers.get(&viewer) {
-                        refused(viewer.links.measured.try_send(Measured { sample }), "abr");
+                        let measured = Measured { sample, wait };
+                        refused(viewer.links.measured.try_send(measured), "abr");
+                    }
+                }
+                Event::Switched { viewer, track } => {
+                    if let Some(viewer) = state.viewers.get(&viewer) {
+                        viewer.links.switched.post(Switched { track });
+                    }
+                }
+                Event::RenditionsChanged { viewers } => {
+                    for viewer in viewers {
+                        if let Some(viewer) = state.viewers.get(&viewer) {
+                            viewer.links.renditions.post(RenditionsChanged);
+                        }
+                    }
+                }
+                Event::Demanded { stream, need } => {
+                    if let Some(replica) = state.replicas.get(&stream) {
+                        replica.demand(self.number, need);
                     }
                 }
                 Event::Ended {

@@ -11,15 +11,21 @@ use headwater_media::time::{MediaTime, TICKS_PER_SECOND, WallTime};
 use headwater_media::track::StreamInfo;
 use smallvec::SmallVec;
 
+use crate::shard::audience::Audiences;
+use crate::shard::demand::Demand;
+
 /// The packet rings of a stream's tracks on this shard.
 #[derive(Debug)]
 pub(crate) struct Rings {
     limits: Limits,
-    tracks: SmallVec<[(TrackId, PacketRing); 3]>,
+    tracks: SmallVec<[(TrackId, PacketRing); 5]>,
 }
 
 /// The shard and its viewers' retransmit actors look packets up in the same rings; all live on one thread.
 pub(crate) type SharedRings = Rc<RefCell<Rings>>;
+
+/// What the stream is now, for the shard and its viewers' AbrActors.
+pub(crate) type SharedInfo = Rc<RefCell<Arc<StreamInfo>>>;
 
 impl Rings {
     /// The ring of a track, once it had a batch.
@@ -28,6 +34,11 @@ impl Rings {
             .iter()
             .find(|(id, _)| *id == track)
             .map(|(_, ring)| ring)
+    }
+
+    /// The tracks that have had batches.
+    pub(crate) fn tracks(&self) -> impl Iterator<Item = TrackId> {
+        self.tracks.iter().map(|(id, _)| *id)
     }
 
     /// Payload bytes of a packet, `None` when the ring no longer has it.
@@ -62,11 +73,16 @@ impl Rings {
 /// One stream with viewers on this shard.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    pub(crate) info: Arc<StreamInfo>,
+    pub(crate) described: SharedInfo,
     pub(crate) rings: SharedRings,
     pub(crate) timeline: Timeline,
     /// Slots of its viewers.
     pub(crate) peers: Vec<usize>,
+    /// The same, by what they get.
+    pub(crate) audiences: Audiences,
+    /// Those who wait for a keyframe of another rendition.
+    pub(crate) switching: Vec<usize>,
+    pub(crate) demand: Demand,
     /// Where the next fan-out starts, so that nobody is always last.
     pub(crate) rotation: usize,
 }
@@ -74,15 +90,23 @@ pub(crate) struct Stream {
 impl Stream {
     pub(crate) fn new(info: Arc<StreamInfo>, limits: Limits) -> Self {
         Self {
-            info,
+            described: Rc::new(RefCell::new(info)),
             rings: Rc::new(RefCell::new(Rings {
                 limits,
                 tracks: SmallVec::new(),
             })),
             timeline: Timeline::default(),
             peers: Vec::new(),
+            audiences: Audiences::default(),
+            switching: Vec::new(),
+            demand: Demand::default(),
             rotation: 0,
         }
+    }
+
+    /// What it is.
+    pub(crate) fn info(&self) -> Arc<StreamInfo> {
+        Arc::clone(&self.described.borrow())
     }
 
     /// Forgets a track's ring that begins behind `batch` without a keyframe: leftovers of an attachment that was given up, which

@@ -10,6 +10,8 @@ mod lifecycle;
 mod pace;
 mod paths;
 mod placement;
+#[cfg(test)]
+mod renditions;
 mod wraps;
 
 use std::collections::{HashMap, VecDeque};
@@ -40,7 +42,7 @@ use rtc_srtp::context::Context;
 use super::backlog::Backlog;
 use super::core::{Core, Event, Options};
 use super::outbox::Outbox;
-use super::{Counters, Credentials, EndReason, Join, JoinError, ViewerId, ViewerState};
+use super::{Counters, Credentials, EndReason, Join, JoinError, Preference, ViewerId, ViewerState};
 use crate::registry;
 use crate::replica::RTP_PAYLOAD_BYTES;
 use crate::transport::dtls::Identity;
@@ -321,6 +323,7 @@ impl World {
             replica: registry::tests::handle(&self.info),
             local_ufrag: peer.ufrag.clone(),
             local_pwd: PWD.to_owned(),
+            preference: Preference::default(),
             negotiated: Negotiated {
                 remote_ufrag: "remote".to_owned(),
                 remote_pwd: "unused".to_owned(),
@@ -474,7 +477,11 @@ impl Peer {
 
 impl Packet {
     fn parse(plain: &[u8]) -> Self {
-        assert_eq!(plain[0] & 0xef, 0x80, "version 2, extensions perhaps");
+        assert_eq!(
+            plain[0] & 0xcf,
+            0x80,
+            "version 2, padding and extensions perhaps"
+        );
         let word = |at: usize| u32::from_be_bytes(plain[at..at + 4].try_into().unwrap());
         let mut start = 12;
         let mut extensions = Vec::new();

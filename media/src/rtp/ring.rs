@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::id::Bitrate;
 use crate::rtp::batch::PacketBatch;
+use crate::time::MediaTime;
 
 /// Less media than this has no bitrate to speak of.
 const BITRATE_SPAN_MIN: Duration = Duration::from_millis(500);
@@ -40,6 +41,9 @@ pub struct PacketRing {
     pushed_bytes: u64,
     /// `first_index` of the newest keyframe that was pushed; it may have left since.
     newest_keyframe: Option<u64>,
+    /// When it is shown, and how long after the one before it.
+    keyframe_pts: Option<MediaTime>,
+    keyframe_interval: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -58,6 +62,8 @@ impl PacketRing {
             bytes: 0,
             pushed_bytes: 0,
             newest_keyframe: None,
+            keyframe_pts: None,
+            keyframe_interval: None,
         }
     }
 
@@ -71,9 +77,13 @@ impl PacketRing {
             self.batches.clear();
             self.bytes = 0;
             self.newest_keyframe = None;
+            self.keyframe_pts = None;
         }
         if batch.keyframe {
             self.newest_keyframe = Some(batch.first_index);
+            if let Some(before) = self.keyframe_pts.replace(batch.pts) {
+                self.keyframe_interval = Some(batch.pts.since(before));
+            }
         }
         let now = batch.pts;
         self.bytes += size(&batch);
@@ -156,6 +166,11 @@ impl PacketRing {
         (span >= BITRATE_SPAN_MIN).then(|| Bitrate(bytes.saturating_mul(8000) / millis.max(1)))
     }
 
+    /// From the newest keyframe but one to the newest; `None` before there were two.
+    pub const fn keyframe_interval(&self) -> Option<Duration> {
+        self.keyframe_interval
+    }
+
     /// Bytes kept, as [`Limits::bytes`] counts them.
     pub const fn bytes(&self) -> usize {
         self.bytes
@@ -197,7 +212,7 @@ mod tests {
 
     use super::*;
     use crate::id::{Epoch, TrackId};
-    use crate::time::{MediaTime, WallTime};
+    use crate::time::WallTime;
 
     fn batch(first_index: u64, packets: u32, millis: i64, keyframe: bool) -> Arc<PacketBatch> {
         Arc::new(PacketBatch {

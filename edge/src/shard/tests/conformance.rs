@@ -111,6 +111,7 @@ fn repair(world: &mut World, peer: &Peer) {
                 viewer,
                 retransmitters,
                 rings,
+                ..
             } if *viewer == peer.id => Some((retransmitters.video.clone()?, rings.clone())),
             _ => None,
         })
