@@ -171,6 +171,51 @@ impl TrackId {
     pub const FIRST_RENDITION: Self = Self(16);
 }
 
+/// The name of a rendition that a publisher chose: 1 to 32 characters of `A-Z a-z 0-9 . _ ~ -`, and not `source`, which the stream's default
+/// video is called.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RenditionName(Arc<str>);
+
+/// Why a text is no [`RenditionName`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a rendition's name is 1 to 32 characters of A-Z a-z 0-9 . _ ~ -, and not source")]
+pub struct InvalidRenditionName;
+
+impl RenditionName {
+    /// What the default video is called.
+    pub const SOURCE: &str = "source";
+    const CHARS_MAX: usize = 32;
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for RenditionName {
+    type Err = InvalidRenditionName;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let clean = text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._~-".contains(&b));
+        if clean && (1..=Self::CHARS_MAX).contains(&text.len()) && text != Self::SOURCE {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidRenditionName)
+        }
+    }
+}
+
+impl fmt::Display for RenditionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One who sends a rendition of a stream by a connection of its own; unique at an origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContributorId(pub u64);
+
 impl fmt::Display for TrackId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -16,12 +16,14 @@ use bytes::Bytes;
 
 use crate::codec::opus;
 use crate::gop_cache::{GopCache, Limits};
-use crate::id::{Epoch, StreamName, TrackId};
+use crate::id::{Epoch, RenditionName, StreamName, TrackId};
 use crate::replication::Position;
 use crate::time::{MediaTime, WallTime};
 use crate::track::{Configuration, StreamInfo};
 use crate::unit::{AccessUnit, IngestUnit, MediaKind, SourceTrack};
 
+mod align;
+mod contributors;
 mod observe;
 mod renditions;
 mod timeline;
@@ -29,6 +31,7 @@ mod track;
 mod tracks;
 mod window;
 
+use contributors::Contributor;
 pub use renditions::TooManyRenditions;
 use timeline::Timeline;
 use track::{Feed, TrackState};
@@ -44,9 +47,6 @@ const UNCONFIRMED_MAX: Duration = Duration::from_secs(3);
 /// Encoders announce their tracks in their first messages, within tens of milliseconds of each other; after this, what is missing is
 /// taken to be missing for good.
 const SETTLE_MAX: Duration = Duration::from_millis(500);
-
-/// The name of what the publisher sent, in the ladder of renditions.
-const SOURCE: &str = "source";
 
 /// Bounds of a [`Stream`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +72,12 @@ pub enum Dropped {
     /// Nobody publishes.
     #[error("nobody publishes")]
     NotPublishing,
+    /// Its contributor's keyframes have not been found at the source's times yet.
+    #[error("its place is not known yet")]
+    Aligning,
+    /// Its contributor's keyframes are not at the source's times.
+    #[error("its keyframes are not at the times of the source's")]
+    Unaligned,
 }
 
 /// What a subscriber starts with.
@@ -106,6 +112,7 @@ pub struct Stream {
     first_unit_at: Option<Instant>,
     timeline: Timeline,
     tracks: Tracks,
+    contributors: Vec<Contributor>,
     gop: GopCache,
     window: Window,
     audio_problem: Option<Arc<str>>,
@@ -122,6 +129,7 @@ impl Stream {
             first_unit_at: None,
             timeline: Timeline::default(),
             tracks: Tracks::new(),
+            contributors: Vec::new(),
             gop: GopCache::new(config.gop),
             window: Window::new(config.resume),
             audio_problem: None,
@@ -140,6 +148,7 @@ impl Stream {
         for track in self.tracks.iter_mut() {
             track.begin_epoch();
         }
+        self.contributors.iter_mut().for_each(Contributor::reset);
         // Units of two epochs are never mixed, so nobody can resume across this.
         self.gop.clear();
         self.window.clear();
@@ -223,7 +232,11 @@ impl Stream {
             return Err(Dropped::AwaitingKeyframe);
         }
         self.first_unit_at.get_or_insert(now);
-        let mapped = self.timeline.map(now, self.tracks[at].id, unit.dts);
+        let id = self.tracks[at].id;
+        let mapped = self.timeline.map(now, id, unit.dts);
+        if mapped.jumped && id == TrackId::SOURCE_VIDEO {
+            self.contributors.iter_mut().for_each(Contributor::reset);
+        }
         let composition = unit.pts - unit.dts;
         // A picture can't be decoded after it is shown: a repaired DTS takes the PTS along.
         let pts = match unit.kind {
@@ -442,7 +455,7 @@ impl Stream {
     fn configure(&mut self, id: TrackId, feed: Feed, configuration: Configuration) -> bool {
         let known = self.tracks.position(|track| track.id == id);
         let at = known.unwrap_or_else(|| {
-            let name: Arc<str> = SOURCE.into();
+            let name: Arc<str> = RenditionName::SOURCE.into();
             let track = TrackState::new(id, Arc::clone(&name), name, feed, configuration.clone());
             self.tracks.insert(track)
         });
@@ -479,6 +492,11 @@ impl Stream {
         track.next_sequence += 1;
         track.awaiting_keyframe = false;
         track.discontinuity = false;
+        if unit.keyframe && track.id == TrackId::SOURCE_VIDEO {
+            for contributor in &mut self.contributors {
+                contributor.handle_source_keyframe(&unit);
+            }
+        }
         self.changed |= !std::mem::replace(&mut track.listed, true);
         self.changed |= track.observe(now, &unit, placed.steady);
         self.gop.push(track.kind(), &unit);

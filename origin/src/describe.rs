@@ -3,9 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use headwater_media::id::ContributorId;
 use headwater_media::stream::Observed;
 use headwater_media::track::{Configuration, StreamInfo, Track};
 use serde_json::{Map, Value, json};
+
+use crate::stream::contributors::Roll;
 
 /// A keyframe interval above this makes viewers wait, and costs them bytes when they join (seconds).
 const KEYFRAME_INTERVAL_ADVISED: f64 = 4.0;
@@ -24,6 +27,9 @@ pub(crate) struct Facts<'a> {
     pub(crate) info: &'a StreamInfo,
     pub(crate) observed: &'a [Observed],
     pub(crate) publisher: Option<&'a Publisher>,
+    pub(crate) roll: &'a Roll,
+    /// Contributors whose pictures have a place.
+    pub(crate) aligned: Vec<ContributorId>,
     pub(crate) now: Instant,
     pub(crate) started: Instant,
     pub(crate) subscribers: usize,
@@ -60,6 +66,19 @@ pub(crate) fn stream(facts: &Facts<'_>) -> Value {
         "metadata": publisher.and_then(|publisher| publisher.metadata.clone()),
         "uptime_seconds": seconds(facts.started),
         "tracks": tracks,
+        "contributors": facts.roll.present.iter().map(|known| json!({
+            "rendition": known.rendition.as_str(),
+            "peer": known.publisher.peer.to_string(),
+            "encoder": known.publisher.encoder.as_deref(),
+            "publishing_seconds": seconds(known.publisher.since),
+            "aligned": facts.aligned.contains(&known.id),
+        })).collect::<Vec<_>>(),
+        "refused_renditions": facts.roll.refused.iter().map(|(known, reason, at)| json!({
+            "rendition": known.rendition.as_str(),
+            "peer": known.publisher.peer.to_string(),
+            "reason": reason,
+            "seconds_ago": seconds(*at),
+        })).collect::<Vec<_>>(),
         "audio_problem": info.audio_problem.as_deref(),
         "subscribers": facts.subscribers,
         "adaptive_subscribers": facts.adaptive_subscribers,
@@ -169,6 +188,8 @@ mod tests {
             info: &info,
             observed: &observed,
             publisher: None,
+            roll: &Roll::default(),
+            aligned: Vec::new(),
             now,
             started: now,
             subscribers: 2,

@@ -6,6 +6,7 @@
 //! | [`rtmp`] | RTMP ingest: listener, limits, sessions |
 //! | [`registry`] | name → stream; claims names, decides between publishers |
 //! | `publication` | a publisher's link to its stream |
+//! | `contribution` | the same of one that sends a rendition by a connection of its own |
 //! | `stream` | `StreamActor`: one live stream and its subscribers |
 //! | [`audio`] | AAC to Opus |
 //! | [`ladder`] | renditions made of the publisher's video, by an ffmpeg child |
@@ -30,6 +31,7 @@ use crate::stream::Describe;
 
 pub mod audio;
 pub mod config;
+mod contribution;
 mod describe;
 mod ffmpeg;
 pub mod ladder;

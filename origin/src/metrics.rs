@@ -35,6 +35,8 @@ pub(crate) const LADDER_RESTARTS: &str = "headwater_origin_ladder_restarts_total
 pub(crate) const LADDER_DROPPED: &str = "headwater_origin_ladder_units_dropped_total";
 /// From a source picture to the rendition's.
 pub(crate) const LADDER_LAG: &str = "headwater_origin_ladder_lag_seconds";
+/// Contributors of renditions that came, by outcome.
+pub(crate) const CONTRIBUTORS: &str = "headwater_origin_contributors_total";
 
 /// Registers help texts and units.
 pub(crate) fn describe() {
@@ -75,6 +77,11 @@ pub(crate) fn describe() {
         AUDIO_PROBLEMS,
         Unit::Count,
         "Times a stream's audio could not be made into Opus"
+    );
+    describe_counter!(
+        CONTRIBUTORS,
+        Unit::Count,
+        "Publishers of single renditions that came, by outcome"
     );
     describe_counter!(
         RENDITIONS_REFUSED,

@@ -45,6 +45,26 @@ impl Slot {
         now.since(WallTime::from_unix_micros(last))
     }
 
+    /// Something came.
+    pub(crate) fn alive(&self, now: WallTime) {
+        self.last_unit_micros
+            .store(now.unix_micros(), Ordering::Relaxed);
+    }
+
+    /// Its session ends.
+    pub(crate) fn leave(&self) {
+        self.left.store(true, Ordering::Release);
+    }
+
+    /// Resolves when the publisher must leave, with the reason.
+    pub(crate) async fn revoked(&self) -> Revoked {
+        let mut revoked = self.revoked.subscribe();
+        match revoked.wait_for(Option::is_some).await {
+            Ok(reason) => reason.unwrap_or(Revoked::Stopping),
+            Err(_) => Revoked::Stopping,
+        }
+    }
+
     /// Tells the publisher to leave.
     pub(crate) fn revoke(&self, reason: Revoked) {
         self.revoked.send_replace(Some(reason));
@@ -68,7 +88,6 @@ pub struct Publication {
     clock: Clock,
     links: Links,
     slot: Arc<Slot>,
-    revoked: watch::Receiver<Option<Revoked>>,
     /// Tracks of which units were dropped since the last one that got through. A publisher has a handful.
     lost: Mutex<Vec<(MediaKind, SourceTrack)>>,
 }
@@ -79,7 +98,6 @@ impl Publication {
             epoch,
             clock,
             links,
-            revoked: slot.revoked.subscribe(),
             slot,
             lost: Mutex::default(),
         }
@@ -110,8 +128,7 @@ impl Publication {
     /// Hands one access unit over. Never waits: when the stream can't keep up, units are dropped up to the next keyframe
     /// and counted.
     pub fn deliver(&self, unit: IngestUnit) {
-        let now = self.clock.wall().unix_micros();
-        self.slot.last_unit_micros.store(now, Ordering::Relaxed);
+        self.slot.alive(self.clock.wall());
         let (track, keyframe) = ((unit.kind, unit.track), unit.keyframe);
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
         let after_loss = lost.contains(&track);
@@ -145,17 +162,13 @@ impl Publication {
 
     /// Resolves when this publisher must leave, with the reason. The session then tells its peer and closes.
     pub async fn revoked(&self) -> Revoked {
-        let mut revoked = self.revoked.clone();
-        match revoked.wait_for(Option::is_some).await {
-            Ok(reason) => reason.unwrap_or(Revoked::Stopping),
-            Err(_) => Revoked::Stopping,
-        }
+        self.slot.revoked().await
     }
 }
 
 impl Drop for Publication {
     fn drop(&mut self) {
-        self.slot.left.store(true, Ordering::Release);
+        self.slot.leave();
         self.links.leave.post(Leave { epoch: self.epoch });
     }
 }

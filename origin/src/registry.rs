@@ -1,7 +1,7 @@
 //! `StreamRegistry`: the streams this origin has, by name. Publishers come in here, and subscribers find their stream here.
 //!
 //! It claims a name in the directory, which yields the epoch, before a publisher is accepted; decides between two publishers of one
-//! name; starts a [`StreamActor`] for each stream and ends it when the hold time is over, or when the directory says that another
+//! name, and between two contributors of one rendition of it, who may come first and need no claim; starts a [`StreamActor`] for each stream and ends it when the hold time is over, or when the directory says that another
 //! origin has the name at a higher epoch. Its parent is the origin. All its messages are control.
 
 use std::collections::HashMap;
@@ -14,18 +14,20 @@ use actix::{
     MessageResult, ResponseActFuture, WrapFuture,
 };
 use futures_util::future::join_all;
-use headwater_media::id::{Epoch, NodeId, StreamName};
+use headwater_media::id::{ContributorId, Epoch, NodeId, RenditionName, StreamName};
 use headwater_node::actor::Sender;
 use headwater_node::{Node, directory};
 use metrics::{counter, gauge};
 use tracing::{debug, info, warn};
 
 use crate::config::OriginConfig;
+use crate::contribution::{Contributor, Contributors, Refused};
 use crate::describe::Publisher;
 use crate::publication::{Links, Slot};
 use crate::stream::{Begin, EndReason, Stop, StreamActor};
 use crate::{audio, ladder, metrics as names};
 
+pub use crate::contribution::Contribution;
 pub use crate::publication::Publication;
 
 /// A claim that takes longer has failed; a publisher waits no longer for its answer.
@@ -79,6 +81,10 @@ pub enum Revoked {
     Kicked,
     /// This origin is stopping.
     Stopping,
+    /// A contributor whose keyframes are not at the source's times.
+    Unaligned,
+    /// A contributor to a stream that nobody publishes, or no longer.
+    NoSource,
 }
 
 /// The streams of this origin. Cheap to clone.
@@ -106,6 +112,7 @@ impl Registry {
             arbiters,
             next_arbiter: 0,
             entries: HashMap::new(),
+            next_contributor: 0,
             stopping: false,
         };
         Self {
@@ -130,6 +137,20 @@ impl Registry {
         };
         counter!(names::PUBLISHES, "outcome" => outcome).increment(1);
         answer
+    }
+
+    /// Makes the caller a contributor of one rendition to the stream, whether somebody publishes its source already or not. Who waits for
+    /// a source is revoked after the hold time.
+    ///
+    /// # Errors
+    /// [`PublishError`]: the session refuses it.
+    pub async fn contribute(
+        &self,
+        request: PublishRequest,
+        rendition: RenditionName,
+    ) -> Result<Contribution, PublishError> {
+        let answer = self.actor.send(Join(request, rendition)).await;
+        answer.unwrap_or(Err(PublishError::Stopping))
     }
 
     /// Makes a stream's publisher leave; false if there is none.
@@ -176,6 +197,10 @@ impl Registry {
 struct Publish(PublishRequest);
 
 #[derive(Message)]
+#[rtype(result = "Result<Contribution, PublishError>")]
+struct Join(PublishRequest, RenditionName);
+
+#[derive(Message)]
 #[rtype(result = "Option<Addr<StreamActor>>")]
 struct Find(StreamName);
 
@@ -210,6 +235,7 @@ struct StreamRegistry {
     arbiters: Vec<ArbiterHandle>,
     next_arbiter: usize,
     entries: HashMap<StreamName, Entry>,
+    next_contributor: u64,
     stopping: bool,
 }
 
@@ -219,6 +245,8 @@ struct Entry {
     claiming: bool,
     /// None until the first claim succeeded.
     live: Option<Live>,
+    /// They may come first, and stay when the stream ends.
+    contributors: Contributors,
 }
 
 struct Live {
@@ -308,16 +336,15 @@ impl StreamRegistry {
             metadata: Sender::new(&actor),
             leave: Sender::new(&actor),
         };
-        let entry = Entry {
-            claiming: false,
-            live: Some(Live {
-                epoch,
-                actor,
-                publisher: Arc::clone(&slot),
-                hold_expired: false,
-            }),
-        };
-        self.entries.insert(name, entry);
+        let entry = self.entries.entry(name).or_default();
+        entry.claiming = false;
+        entry.contributors.connect(&actor);
+        entry.live = Some(Live {
+            epoch,
+            actor,
+            publisher: Arc::clone(&slot),
+            hold_expired: false,
+        });
         self.count();
         Ok(Publication::new(
             epoch,
@@ -359,7 +386,15 @@ impl StreamRegistry {
         reason: EndReason,
         revoked: Revoked,
     ) -> Option<Epoch> {
-        let live = self.entries.remove(name)?.live?;
+        let now = self.node.clock.now();
+        let entry = self.entries.get_mut(name)?;
+        let live = entry.live.take();
+        if entry.contributors.is_empty() {
+            self.entries.remove(name);
+        } else if live.is_some() {
+            entry.contributors.disconnect(now);
+        }
+        let live = live?;
         live.publisher.revoke(revoked);
         Sender::<Stop>::new(&live.actor).post(Stop { reason });
         self.count();
@@ -408,6 +443,7 @@ impl StreamRegistry {
             .filter(|(_, entry)| settled(entry) && entry.live.as_ref().is_some_and(panicked))
             .map(|(name, _)| name.clone())
             .collect();
+        self.expire_contributors();
         for name in dead {
             warn!(stream = %name, "the stream's actor is gone; its publisher may come again");
             if let Some(epoch) = self.end_stream(&name, EndReason::Moved, Revoked::Replaced) {
@@ -416,8 +452,54 @@ impl StreamRegistry {
         }
     }
 
+    /// Contributors who wait in vain for somebody to publish the source.
+    fn expire_contributors(&mut self) {
+        let (now, patience) = (self.node.clock.now(), self.config.hold());
+        self.entries.retain(|_, entry| {
+            let waiting = entry.live.is_none() && !entry.claiming;
+            !(waiting && entry.contributors.expire(now, patience))
+        });
+    }
+
+    fn join(
+        &mut self,
+        request: PublishRequest,
+        rendition: RenditionName,
+    ) -> Result<Contribution, PublishError> {
+        if self.stopping {
+            return Err(PublishError::Stopping);
+        }
+        let known = self.entries.contains_key(&request.name);
+        if !known && self.entries.len() >= self.config.streams_max {
+            return Err(PublishError::TooManyStreams);
+        }
+        let clock = &self.node.clock;
+        self.next_contributor += 1;
+        let publisher = Publisher {
+            peer: request.peer,
+            encoder: request.encoder,
+            since: clock.now(),
+            metadata: None,
+        };
+        let id = ContributorId(self.next_contributor);
+        let contributor = Arc::new(Contributor::new(id, rendition, publisher, clock));
+        let entry = self.entries.entry(request.name).or_default();
+        let added = entry
+            .contributors
+            .add(Arc::clone(&contributor), clock, self.config.takeover());
+        added.map_err(|refused| match refused {
+            Refused::Busy => PublishError::Busy,
+            Refused::TooMany => PublishError::TooManyStreams,
+        })?;
+        if let Some(live) = &entry.live {
+            contributor.connect(&live.actor);
+        }
+        Ok(Contribution::new(contributor, clock.clone()))
+    }
+
     fn count(&self) {
-        let count = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
+        let live = self.entries.values().filter(|entry| entry.live.is_some());
+        let count = u32::try_from(live.count()).unwrap_or(u32::MAX);
         gauge!(names::STREAMS).set(f64::from(count));
     }
 }
@@ -458,6 +540,21 @@ impl Handler<Publish> for StreamRegistry {
                 .into_actor(self)
                 .map(move |claim, actor, ctx| actor.conclude(request, claim, ctx)),
         )
+    }
+}
+
+impl Handler<Join> for StreamRegistry {
+    type Result = Result<Contribution, PublishError>;
+
+    fn handle(&mut self, Join(request, rendition): Join, _: &mut Self::Context) -> Self::Result {
+        let answer = self.join(request, rendition);
+        let outcome = if answer.is_ok() {
+            "accepted"
+        } else {
+            "refused"
+        };
+        counter!(names::CONTRIBUTORS, "outcome" => outcome).increment(1);
+        answer
     }
 }
 
@@ -534,6 +631,9 @@ impl Handler<StopAll> for StreamRegistry {
 
     fn handle(&mut self, _: StopAll, _: &mut Self::Context) {
         self.stopping = true;
+        for entry in self.entries.values_mut() {
+            entry.contributors.revoke(Revoked::Stopping);
+        }
         let names: Vec<StreamName> = self.entries.keys().cloned().collect();
         for name in names {
             if let Some(epoch) = self.end_stream(&name, EndReason::Moved, Revoked::Stopping) {

@@ -31,6 +31,10 @@ use crate::ladder;
 use crate::metrics as names;
 use crate::registry::HoldExpired;
 
+pub(crate) mod contributors;
+
+use contributors::Roll;
+
 /// Messages that may wait for a stream (count): a burst of two seconds of a busy publisher with its Opus.
 const MAILBOX: usize = 512;
 
@@ -191,6 +195,7 @@ pub(crate) struct StreamActor {
     clock: Clock,
     registry: Sender<HoldExpired>,
     publisher: Option<describe::Publisher>,
+    roll: Roll,
     started: Instant,
     subscribers: Vec<Subscriber>,
     next_subscriber: u64,
@@ -218,6 +223,7 @@ impl StreamActor {
             clock,
             registry,
             publisher: None,
+            roll: Roll::default(),
             subscribers: Vec::new(),
             next_subscriber: 0,
             transcoder: None,
@@ -279,6 +285,8 @@ impl StreamActor {
             Dropped::AwaitingKeyframe => "awaiting_keyframe",
             Dropped::Empty => "empty",
             Dropped::NotPublishing => "not_publishing",
+            Dropped::Aligning => "aligning",
+            Dropped::Unaligned => "unaligned",
         };
         counter!(names::UNITS_DROPPED, "reason" => reason).increment(1);
     }
@@ -559,6 +567,13 @@ impl Handler<Describe> for StreamActor {
             info: &info,
             observed: &observed,
             publisher: self.publisher.as_ref(),
+            roll: &self.roll,
+            aligned: self
+                .core
+                .contributors()
+                .filter(|(.., aligned)| *aligned)
+                .map(|(id, ..)| id)
+                .collect(),
             now,
             started: self.started,
             subscribers: self.subscribers.len(),

@@ -503,6 +503,35 @@ fn a_second_publisher_is_refused_and_a_close_frees_the_name() {
 }
 
 #[test]
+fn a_rendition_may_come_first_but_not_stay_without_a_source() {
+    Metrics::install();
+    let change = |config: &mut Config| config.origin.hold_seconds = 1;
+    with_origin(change, |rtmp, _| async move {
+        let start = |key: &str| [handshake(), publish(key)].concat();
+        let said = |answer: &[u8], text: &[u8]| answer.windows(text.len()).any(|part| part == text);
+        let malformed = end_of(rtmp, &start("r?rendition=a%20b")).await;
+        assert!(!said(&malformed, b"NetStream.Publish.Start"));
+        let first = start("r?rendition=480p");
+        let first = tokio::spawn(async move { end_of(rtmp, &first).await });
+        let label = "outcome=\"accepted\"";
+        timeout(PATIENCE, async {
+            while counter("headwater_origin_contributors_total", label) == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await
+        .expect("it is accepted");
+        // Another of its name is one too many, one of another name is not.
+        let second = end_of(rtmp, &start("r?rendition=480p")).await;
+        assert!(said(&second, b"this stream already has a publisher"));
+        lives_after(rtmp, &start("r?rendition=240p")).await;
+        let first = first.await.expect("it ends");
+        assert!(said(&first, b"NetStream.Publish.Start"));
+        assert!(said(&first, b"nobody publishes this stream's source"));
+    });
+}
+
+#[test]
 fn names_and_tokens_are_checked_before_publish_start() {
     let change = |config: &mut Config| {
         config.publish_token = Some("s3cret".parse().expect("valid"));

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::id::{InvalidStreamName, StreamName};
+use crate::id::{InvalidRenditionName, InvalidStreamName, RenditionName, StreamName};
 
 /// A `publish` command, with what the connection's `connect` said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +60,19 @@ impl Publish {
         match (parts.next(), parts.next(), parts.next()) {
             (Some(app), Some(stream), None) => StreamName::new(app, stream),
             _ => Err(InvalidStreamName),
+        }
+    }
+}
+
+impl Publish {
+    /// The rendition of the stream that is to be published, by `?rendition=480p`; none: the stream itself, its source.
+    ///
+    /// # Errors
+    /// If it is no name.
+    pub fn rendition(&self) -> Result<Option<RenditionName>, InvalidRenditionName> {
+        match self.query.get("rendition") {
+            None | Some(RenditionName::SOURCE) => Ok(None),
+            Some(name) => name.parse().map(Some),
         }
     }
 }
@@ -146,6 +159,20 @@ mod tests {
         ] {
             let found = Publish::new(app, key, None).name().ok();
             assert_eq!(found.map(String::from).as_deref(), name, "{app:?} {key:?}");
+        }
+    }
+
+    #[test]
+    fn a_rendition_is_named_behind_the_key() {
+        let named = |key: &str| Publish::new("live", key, None).rendition();
+        assert_eq!(named("demo"), Ok(None));
+        assert_eq!(named("demo?rendition=source"), Ok(None));
+        assert_eq!(
+            named("demo?token=x&rendition=480p"),
+            Ok("480p".parse().ok())
+        );
+        for bad in ["", "a%20b", "%2f", &"x".repeat(33)] {
+            assert!(named(&format!("demo?rendition={bad}")).is_err(), "{bad:?}");
         }
     }
 

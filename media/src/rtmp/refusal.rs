@@ -17,6 +17,12 @@ pub enum Refusal {
     Replaced,
     /// An administrator ended it.
     Kicked,
+    /// The rendition's name is malformed.
+    Rendition,
+    /// The rendition's keyframes are not at the source's times.
+    Unaligned,
+    /// A rendition of a stream whose source nobody publishes.
+    NoSource,
 }
 
 impl Refusal {
@@ -30,6 +36,9 @@ impl Refusal {
             Self::Stopping => "stopping",
             Self::Replaced => "replaced",
             Self::Kicked => "kicked",
+            Self::Rendition => "rendition",
+            Self::Unaligned => "unaligned",
+            Self::NoSource => "no_source",
         }
     }
 
@@ -60,6 +69,18 @@ impl Refusal {
             Self::Kicked => (
                 "NetStream.Publish.BadName",
                 "an administrator ended this stream",
+            ),
+            Self::Rendition => (
+                "NetStream.Publish.BadName",
+                "a rendition's name is 1 to 32 of A-Z a-z 0-9 . _ ~ -",
+            ),
+            Self::Unaligned => (
+                "NetStream.Publish.BadName",
+                "the rendition's keyframes are not at the times of the source's: encode all in one process, with one keyframe interval",
+            ),
+            Self::NoSource => (
+                "NetStream.Publish.BadName",
+                "nobody publishes this stream's source: publish it without ?rendition= to the same server",
             ),
         }
     }

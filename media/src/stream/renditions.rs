@@ -60,10 +60,20 @@ impl Stream {
         id: TrackId,
         unit: RenditionUnit,
     ) -> Result<Arc<AccessUnit>, Dropped> {
+        let at = self.made(id).ok_or(Dropped::NoConfiguration)?;
+        self.place(now, at, unit)
+    }
+
+    /// Takes a picture whose times are the timeline's.
+    pub(super) fn place(
+        &mut self,
+        now: Instant,
+        at: usize,
+        unit: RenditionUnit,
+    ) -> Result<Arc<AccessUnit>, Dropped> {
         if unit.payload.is_empty() {
             return Err(Dropped::Empty);
         }
-        let at = self.made(id).ok_or(Dropped::NoConfiguration)?;
         let track = &self.tracks[at];
         if track.awaiting_keyframe && !unit.keyframe {
             return Err(Dropped::AwaitingKeyframe);
@@ -91,7 +101,7 @@ impl Stream {
     ) -> Result<(TrackId, bool), TooManyRenditions> {
         let present = self.tracks.position(|track| {
             let same = match feed {
-                Feed::Publisher(_) => true,
+                Feed::Publisher(_) | Feed::Contributor(_) => true,
                 Feed::Made => *track.name == *name,
             };
             track.is_further() && track.confirmed && track.feed == feed && same
@@ -137,7 +147,7 @@ impl Stream {
             return;
         }
         for track in self.tracks.listed() {
-            let publishers = matches!(track.feed, Feed::Publisher(_)) && track.confirmed;
+            let publishers = track.feed != Feed::Made && track.confirmed;
             if track.is_further() && publishers && silent_since(track).is_some() {
                 track.listed = false;
                 track.begin_anew();

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::codec::{aac, h264};
-use crate::id::Epoch;
+use crate::id::{ContributorId, Epoch};
 use crate::testkit;
 use crate::unit::RenditionUnit;
 
@@ -615,4 +615,113 @@ fn a_rendition_that_falls_silent_vanishes_until_its_next_keyframe() {
         (TrackId(16), 25, true)
     );
     assert_eq!(scene.renditions(10_040).len(), 3);
+}
+
+/// A picture of a contributor whose clock began at `began_ms` when the timeline was at 0.
+fn contributed(
+    scene: &mut Scene,
+    now_ms: u64,
+    began_ms: i64,
+    keyframe: bool,
+) -> Result<Arc<AccessUnit>, Dropped> {
+    let time = MediaTime::from_millis(began_ms + i64::try_from(now_ms).expect("small"));
+    let unit = IngestUnit {
+        kind: MediaKind::Video,
+        track: SourceTrack::DEFAULT,
+        dts: time,
+        pts: time,
+        keyframe,
+        discardable: false,
+        payload: Bytes::from_static(&[0; 50]),
+        ingest_time: WallTime::from_unix_micros(now_ms * 1000),
+    };
+    let now = scene.at(now_ms);
+    scene
+        .stream
+        .handle_contributor_unit(now, ContributorId(1), unit)
+}
+
+#[test]
+fn a_rendition_of_a_connection_of_its_own_is_placed_by_its_keyframes() {
+    let mut scene = Scene::new();
+    let name: RenditionName = "low".parse().expect("a name");
+    let id = ContributorId(1);
+    scene
+        .stream
+        .handle_contributor(id, name.clone())
+        .expect("room");
+    // It is here before the source.
+    assert_eq!(
+        contributed(&mut scene, 0, 7_000, true),
+        Err(Dropped::NotPublishing)
+    );
+    scene.publisher(1);
+    assert_eq!(
+        contributed(&mut scene, 0, 7_000, true),
+        Err(Dropped::Aligning)
+    );
+    scene
+        .stream
+        .handle_contributor_configuration(id, picture(240))
+        .expect("room");
+    let mut placed = Vec::new();
+    for now_ms in (0..2000).step_by(40) {
+        let keyframe = now_ms % 400 == 0;
+        let dts = i64::try_from(now_ms).expect("small");
+        scene
+            .unit(now_ms, MediaKind::Video, 7_000 + dts, keyframe)
+            .expect("taken");
+        // Its output is shifted by the priming of the sound.
+        if let Ok(unit) = contributed(&mut scene, now_ms, 7_021, keyframe) {
+            assert_eq!(unit.dts.as_millis(), dts);
+            placed.push(unit);
+        }
+    }
+    assert_eq!((placed[0].sequence, placed[0].keyframe), (0, true));
+    assert!(placed.len() > 35, "{}", placed.len());
+    assert_eq!(scene.renditions(2000), named(&[(0, "source"), (16, "low")]));
+    let found: Vec<_> = scene.stream.contributors().collect();
+    assert_eq!(found, [(id, &name, true)]);
+
+    // The source comes back in another epoch: the rendition is found again, under its number.
+    scene.stream.handle_leave();
+    assert_eq!(
+        contributed(&mut scene, 2000, 7_021, true),
+        Err(Dropped::NotPublishing)
+    );
+    scene.publisher(2);
+    for now_ms in (2000..4000).step_by(40) {
+        let dts = i64::try_from(now_ms).expect("small");
+        let keyframe = now_ms % 400 == 0;
+        scene
+            .unit(now_ms, MediaKind::Video, 90_000 + dts, keyframe)
+            .expect("taken");
+        let _ = contributed(&mut scene, now_ms, 90_021, keyframe);
+    }
+    assert_eq!(scene.renditions(4000), named(&[(0, "source"), (16, "low")]));
+    scene.stream.handle_contributor_leave(id);
+    assert_eq!(scene.renditions(4000), named(&[(0, "source")]));
+    assert_eq!(scene.stream.contributors().count(), 0);
+}
+
+#[test]
+fn a_rendition_whose_keyframes_are_elsewhere_is_refused() {
+    let mut scene = Scene::begin(1);
+    let id = ContributorId(1);
+    let name = "low".parse().expect("a name");
+    scene.stream.handle_contributor(id, name).expect("room");
+    scene
+        .stream
+        .handle_contributor_configuration(id, picture(240))
+        .expect("room");
+    let mut last = Ok(());
+    for now_ms in (0..3000).step_by(40) {
+        let dts = i64::try_from(now_ms).expect("small");
+        scene
+            .unit(now_ms, MediaKind::Video, dts, now_ms % 400 == 0)
+            .expect("taken");
+        last = contributed(&mut scene, now_ms, 0, now_ms % 400 == 200).map(|_| ());
+    }
+    assert_eq!(last, Err(Dropped::Unaligned));
+    assert_eq!(scene.renditions(3000), named(&[(0, "source")]));
 }

@@ -68,6 +68,17 @@ impl Timeline {
         self.lanes.retain(|lane| lane.track != track);
     }
 
+    /// Timeline minus clock of a track of the present publisher; none before its first unit.
+    pub(super) fn offset(&self, track: TrackId) -> Option<MediaTime> {
+        self.lanes.iter().find(|lane| lane.track == track)?.offset
+    }
+
+    /// Where the timeline is by the time of arrival; none before the first unit.
+    pub(super) fn present(&self, now: Instant) -> Option<MediaTime> {
+        let (front, at) = self.front?;
+        Some(front + span(now.saturating_duration_since(at)))
+    }
+
     /// Places a unit.
     pub(super) fn map(&mut self, now: Instant, track: TrackId, dts: MediaTime) -> Mapped {
         let at = self.lane(track);

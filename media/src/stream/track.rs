@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::observe::{Order, Rate};
-use crate::id::TrackId;
+use crate::id::{ContributorId, TrackId};
 use crate::time::MediaTime;
 use crate::track::{Configuration, Track};
 use crate::unit::{AccessUnit, MediaKind, SourceTrack};
@@ -14,6 +14,8 @@ use crate::unit::{AccessUnit, MediaKind, SourceTrack};
 pub(super) enum Feed {
     /// One of the publisher's own, on the publisher's clock.
     Publisher(SourceTrack),
+    /// Sent by a connection of its own, on a clock that is the publisher's but for a constant.
+    Contributor(ContributorId),
     /// Made by the origin, on the timeline already.
     Made,
 }

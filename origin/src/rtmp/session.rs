@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::metrics as names;
-use crate::registry::{Publication, PublishError, PublishRequest, Registry, Revoked};
+use crate::registry::{Contribution, Publication, PublishError, PublishRequest, Registry, Revoked};
 
 /// Read at once (bytes). At 20 Mbit/s this is 13 ms of media.
 const READ_BYTES: usize = 32 << 10;
@@ -99,10 +99,27 @@ struct Connection {
     received: u64,
 }
 
+/// What was accepted.
+enum Place {
+    /// A stream, its source.
+    Stream(Publication),
+    /// A rendition of one.
+    Rendition(Contribution),
+}
+
+impl Place {
+    async fn revoked(&self) -> Revoked {
+        match self {
+            Self::Stream(publication) => publication.revoked().await,
+            Self::Rendition(contribution) => contribution.revoked().await,
+        }
+    }
+}
+
 /// An accepted publish.
 struct Live {
     name: StreamName,
-    publication: Publication,
+    place: Place,
     since: Instant,
     /// What was skipped and has been said.
     said: Vec<(MediaKind, Skipped)>,
@@ -208,17 +225,30 @@ impl Connection {
             info!(stream = %name, "refused a publisher: the token is missing or wrong");
             return Err(Refusal::Token);
         }
+        let Ok(rendition) = publish.rendition() else {
+            info!(stream = %name, "refused a publisher: the rendition's name is none");
+            return Err(Refusal::Rendition);
+        };
         let request = PublishRequest {
             name: name.clone(),
             peer: self.peer,
             encoder: publish.encoder.clone(),
         };
-        let decision = self.context.registry.publish(request);
+        let registry = &self.context.registry;
+        let decision = async {
+            match rendition {
+                None => registry.publish(request).await.map(Place::Stream),
+                Some(rendition) => {
+                    let contribution = registry.contribute(request, rendition).await;
+                    contribution.map(Place::Rendition)
+                }
+            }
+        };
         let error = match tokio::time::timeout(DECISION_TIMEOUT, decision).await {
-            Ok(Ok(publication)) => {
+            Ok(Ok(place)) => {
                 return Ok(Live {
                     name,
-                    publication,
+                    place,
                     since: self.context.clock.now(),
                     said: Vec::new(),
                 });
@@ -241,12 +271,24 @@ impl Connection {
             return;
         };
         match event {
-            Event::Unit(unit) => live.publication.deliver(unit),
-            Event::Configuration(track, configuration) => {
-                live.publication.configure(track, configuration);
+            Event::Unit(unit) => match &live.place {
+                Place::Stream(publication) => publication.deliver(unit),
+                Place::Rendition(contribution) => contribution.deliver(unit),
+            },
+            Event::Configuration(track, configuration) => match &live.place {
+                Place::Stream(publication) => publication.configure(track, configuration),
+                Place::Rendition(contribution) => contribution.configure(track, configuration),
+            },
+            Event::End(track) => {
+                if let Place::Stream(publication) = &live.place {
+                    publication.end(track);
+                }
             }
-            Event::End(track) => live.publication.end(track),
-            Event::Metadata(metadata) => live.publication.metadata(metadata),
+            Event::Metadata(metadata) => {
+                if let Place::Stream(publication) = &live.place {
+                    publication.metadata(metadata);
+                }
+            }
             Event::Skipped(kind, reason) => {
                 let label = match kind {
                     MediaKind::Video => "video",
@@ -317,12 +359,14 @@ const fn refusal(reason: Revoked) -> Refusal {
         Revoked::Replaced => Refusal::Replaced,
         Revoked::Kicked => Refusal::Kicked,
         Revoked::Stopping => Refusal::Stopping,
+        Revoked::Unaligned => Refusal::Unaligned,
+        Revoked::NoSource => Refusal::NoSource,
     }
 }
 
 async fn revoked(live: &Option<Live>) -> Revoked {
     match live {
-        Some(live) => live.publication.revoked().await,
+        Some(live) => live.place.revoked().await,
         None => std::future::pending().await,
     }
 }
