@@ -6,6 +6,7 @@
 //! | `/readyz` | 200 when every role can work, else 503 with the reason |
 //! | `/metrics` | Prometheus text |
 //! | `/api/v1/streams`, `/api/v1/viewers` | what the roles of this node know, merged |
+//! | `/api/v1/publish-config/{app}/{stream}` | what OBS is to send as that stream, if a role takes publishers |
 //!
 //! Errors are `application/problem+json` (RFC 9457). The port is for operators and the cluster, not for viewers: it has no
 //! access control of its own.
@@ -19,6 +20,8 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{self, ContentType};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use futures_util::future::{BoxFuture, join_all};
+use headwater_media::id::{InvalidStreamName, StreamName};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tracing::warn;
 
@@ -41,6 +44,66 @@ pub trait Report: Send + Sync {
 
     /// One JSON object per viewer, with at least `id` and `stream`.
     fn viewers(&self) -> BoxFuture<'_, Vec<Value>>;
+
+    /// The document by which OBS sends this stream with several renditions; none from roles that take no publishers.
+    fn publish_config(&self, _: &StreamName, _: &PublishConfigRequest) -> Option<Value> {
+        None
+    }
+}
+
+/// What a document for OBS is asked for with.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishConfigRequest {
+    /// Where the publisher reaches this node: the host by which it asked.
+    #[serde(skip)]
+    pub host: String,
+    /// Lines of the source's picture.
+    #[serde(default = "full_height")]
+    pub height: u16,
+    /// Pictures per second.
+    #[serde(default = "usual_rate", rename = "fps")]
+    pub frames_per_second: u32,
+    /// OBS's name of the encoder.
+    #[serde(default = "x264")]
+    pub encoder: String,
+}
+
+const fn full_height() -> u16 {
+    1080
+}
+
+const fn usual_rate() -> u32 {
+    30
+}
+
+fn x264() -> String {
+    "obs_x264".to_owned()
+}
+
+impl PublishConfigRequest {
+    /// What is wrong with it, in one sentence.
+    fn check(&self) -> Result<(), &'static str> {
+        let plain = |text: &str, more: &[u8]| {
+            (1..=255).contains(&text.len())
+                && text
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || more.contains(&byte))
+        };
+        if !plain(&self.host, b".-:[]") {
+            return Err("the request's host is no name or address");
+        }
+        if !(144..=4320).contains(&self.height) || !self.height.is_multiple_of(2) {
+            return Err("height is an even number from 144 to 4320");
+        }
+        if !(1..=240).contains(&self.frames_per_second) {
+            return Err("fps is a number from 1 to 240");
+        }
+        if !plain(&self.encoder, b"._-") {
+            return Err("encoder is a name such as obs_x264");
+        }
+        Ok(())
+    }
 }
 
 /// How long a role may take to answer; probes of Kubernetes give up after one second by default.
@@ -164,6 +227,13 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(resource("/metrics", web::get().to(metrics)).default_service(get_only()))
         .service(resource("/api/v1/streams", web::get().to(streams)).default_service(get_only()))
         .service(resource("/api/v1/viewers", web::get().to(viewers)).default_service(get_only()))
+        .service(
+            resource(
+                "/api/v1/publish-config/{app}/{stream}",
+                web::get().to(publish_config),
+            )
+            .default_service(get_only()),
+        )
         .default_service(web::route().to(not_found));
 }
 
@@ -205,6 +275,43 @@ async fn viewers(state: web::Data<State>) -> HttpResponse {
     match answers(asked).await {
         Some(lists) => list("viewers", lists.concat()),
         None => too_slow(),
+    }
+}
+
+async fn publish_config(
+    request: HttpRequest,
+    path: web::Path<(String, String)>,
+    state: web::Data<State>,
+) -> HttpResponse {
+    let refused = |detail: &str| problem(StatusCode::BAD_REQUEST, "bad-request", detail);
+    let Ok(name) = StreamName::new(&path.0, &path.1) else {
+        return refused(&InvalidStreamName.to_string());
+    };
+    let query = web::Query::<PublishConfigRequest>::from_query(request.query_string());
+    let mut asked = match query {
+        Ok(query) => query.into_inner(),
+        Err(error) => return refused(&error.to_string()),
+    };
+    let info = request.connection_info();
+    // Without its port, which is this one's; an IPv6 address stands in brackets.
+    let host = info.host();
+    asked.host = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name.to_owned(),
+        _ => host.to_owned(),
+    };
+    if let Err(detail) = asked.check() {
+        return refused(detail);
+    }
+    let mut roles = state.roles.iter();
+    match roles.find_map(|role| role.publish_config(&name, &asked)) {
+        Some(document) => HttpResponse::Ok()
+            .insert_header((header::CACHE_CONTROL, "no-store"))
+            .json(document),
+        None => problem(
+            StatusCode::NOT_FOUND,
+            "not-found",
+            "this node takes no publishers",
+        ),
     }
 }
 
@@ -362,6 +469,14 @@ mod tests {
         fn viewers(&self) -> BoxFuture<'_, Vec<Value>> {
             async { vec![json!({ "id": "v", "stream": "live/a" })] }.boxed()
         }
+        fn publish_config(&self, name: &StreamName, asked: &PublishConfigRequest) -> Option<Value> {
+            let picture = format!("{}p{}", asked.height, asked.frames_per_second);
+            let named = self
+                .streams
+                .iter()
+                .any(|stream| stream["name"] == name.as_str());
+            named.then(|| json!([asked.host, picture, asked.encoder]))
+        }
     }
 
     fn role(streams: Vec<Value>) -> Arc<Role> {
@@ -429,6 +544,30 @@ mod tests {
         );
         let (_, _, body) = get(&state, "/api/v1/viewers").await;
         assert_eq!(body.matches("live/a").count(), 2);
+    }
+
+    #[actix_rt::test]
+    async fn a_document_for_obs_is_asked_of_the_role_that_takes_publishers() {
+        let state = state(vec![role(vec![]), role(vec![json!({ "name": "live/a" })])]);
+        let ask = async |rest: &str| get(&state, &format!("/api/v1/publish-config/{rest}")).await;
+        let (status, _, body) = ask("live/a").await;
+        assert_eq!(
+            (status, body.as_str()),
+            (200, r#"["localhost","1080p30","obs_x264"]"#)
+        );
+        let (_, _, body) = ask("live/a?height=720&fps=60&encoder=obs_nvenc_h264_tex").await;
+        assert_eq!(body, r#"["localhost","720p60","obs_nvenc_h264_tex"]"#);
+        assert_eq!(ask("live/b").await.0, 404);
+        for bad in [
+            "live/a?height=721",
+            "live/a?height=x",
+            "live/a?fps=0",
+            "live/a?encoder=%22",
+            "live/a?what=1",
+            "live/%20",
+        ] {
+            assert_eq!(ask(bad).await.0, 400, "{bad}");
+        }
     }
 
     #[actix_rt::test]

@@ -12,6 +12,7 @@
 //! | [`ladder`] | renditions made of the publisher's video, by an ffmpeg child |
 //! | `replication` | the gRPC server, one session per subscriber |
 //! | `describe`, `metrics` | API record, metrics |
+//! | `publish_config` | what OBS is to send as a stream with several renditions |
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -19,8 +20,9 @@ use std::sync::Arc;
 use actix::Arbiter;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use headwater_media::id::StreamName;
 use headwater_node::Node;
-use headwater_node::admin::Report;
+use headwater_node::admin::{PublishConfigRequest, Report};
 use headwater_node::announce::{self, Announcement};
 use headwater_node::directory::Role;
 use tokio::task::JoinHandle;
@@ -37,6 +39,7 @@ mod ffmpeg;
 pub mod ladder;
 mod metrics;
 mod publication;
+mod publish_config;
 pub mod registry;
 mod replication;
 pub mod rtmp;
@@ -67,6 +70,8 @@ pub struct Origin {
     grpc: replication::GrpcServer,
     grpc_addr: SocketAddr,
     registry: Registry,
+    /// The rungs of a full ladder.
+    ladder: Vec<ladder::Step>,
     announcer: JoinHandle<()>,
     arbiters: Vec<Arbiter>,
     node: Node,
@@ -139,6 +144,7 @@ pub async fn start(config: Config, node: Node) -> Result<Origin, StartError> {
         grpc,
         grpc_addr,
         registry,
+        ladder: config.ladder.rungs,
         announcer,
         arbiters,
         node,
@@ -176,6 +182,8 @@ impl Origin {
         Arc::new(OriginReport {
             registry: self.registry.clone(),
             node: self.node.clone(),
+            rtmp: self.rtmp.address(),
+            ladder: self.ladder.clone(),
         })
     }
 
@@ -196,6 +204,8 @@ impl Origin {
 struct OriginReport {
     registry: Registry,
     node: Node,
+    rtmp: SocketAddr,
+    ladder: Vec<ladder::Step>,
 }
 
 impl Report for OriginReport {
@@ -216,5 +226,18 @@ impl Report for OriginReport {
 
     fn viewers(&self) -> BoxFuture<'_, Vec<serde_json::Value>> {
         async { Vec::new() }.boxed()
+    }
+
+    fn publish_config(
+        &self,
+        name: &StreamName,
+        asked: &PublishConfigRequest,
+    ) -> Option<serde_json::Value> {
+        Some(publish_config::document(
+            name,
+            asked,
+            self.rtmp,
+            &self.ladder,
+        ))
     }
 }

@@ -67,6 +67,8 @@ pub(super) struct Aligner {
     source: VecDeque<MediaTime>,
     /// Keyframes of the rendition, on the timeline.
     own: VecDeque<MediaTime>,
+    /// It has sent something: keyframes of the source count from then on.
+    begun: bool,
     state: State,
 }
 
@@ -82,6 +84,7 @@ impl Aligner {
         Self {
             source: VecDeque::new(),
             own: VecDeque::new(),
+            begun: false,
             state: State::Searching { source: 0, own: 0 },
         }
     }
@@ -105,13 +108,16 @@ impl Aligner {
     /// The source has a keyframe that is shown at `pts`.
     pub(super) fn handle_source_keyframe(&mut self, pts: MediaTime) {
         remember(&mut self.source, pts);
-        if let State::Searching { source, .. } = &mut self.state {
+        if let State::Searching { source, .. } = &mut self.state
+            && self.begun
+        {
             *source = source.saturating_add(1);
         }
     }
 
     /// The rendition has a picture.
     pub(super) fn handle_picture(&mut self, times: Times, source: Source) -> Verdict {
+        self.begun = true;
         if let State::Aligned { offset, .. } = self.state
             && distance(times.dts + offset, source.present) > LOST_MAX
         {
@@ -284,6 +290,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn one_that_begins_late_has_its_time() {
+        let mut bench = Bench::new(0, 1000, 0);
+        for second in 0..60 {
+            let pts = MediaTime::from_millis(second * 1000);
+            bench.aligner.handle_source_keyframe(pts);
+        }
+        bench.now = 60_200;
+        assert_eq!(bench.run(2000), place(-7000));
     }
 
     #[test]
