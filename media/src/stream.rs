@@ -237,30 +237,29 @@ impl Stream {
         if mapped.jumped && id == TrackId::SOURCE_VIDEO {
             self.contributors.iter_mut().for_each(Contributor::reset);
         }
+        // A rendition that somebody else fed until now is not set back by its new clock.
+        let dts = self.tracks[at].earliest(mapped.dts);
+        let repaired = mapped.repaired || dts != mapped.dts;
         let composition = unit.pts - unit.dts;
         // A picture can't be decoded after it is shown: a repaired DTS takes the PTS along.
         let pts = match unit.kind {
-            MediaKind::Audio => mapped.dts,
+            MediaKind::Audio => dts,
             MediaKind::Video => {
                 let offset = composition.clamp(
                     MediaTime::ZERO - COMPOSITION_OFFSET_MAX,
                     COMPOSITION_OFFSET_MAX,
                 );
                 let wanted = unit.dts + mapped.offset + offset;
-                if mapped.repaired {
-                    wanted.max(mapped.dts)
-                } else {
-                    wanted
-                }
+                if repaired { wanted.max(dts) } else { wanted }
             }
         };
         let placed = Placed {
-            dts: mapped.dts,
+            dts,
             pts,
             keyframe,
             discardable: unit.discardable,
             jumped: mapped.jumped,
-            steady: !mapped.jumped && !mapped.repaired,
+            steady: !mapped.jumped && !repaired,
             payload: unit.payload,
             ingest_time: unit.ingest_time,
         };

@@ -67,6 +67,10 @@ impl Contributor {
     /// There is a stream to contribute to.
     pub(crate) fn connect(self: &Arc<Self>, actor: &Addr<StreamActor>) {
         let mut link = self.lock();
+        // Who leaves says so before it takes the lock, and would tell nobody of this stream.
+        if self.slot.left() {
+            return;
+        }
         Sender::<Contributes>::new(actor).post(Contributes {
             contributor: Arc::clone(self),
         });

@@ -14,18 +14,22 @@ use actix::{
     MessageResult, ResponseActFuture, WrapFuture,
 };
 use futures_util::future::join_all;
-use headwater_media::id::{ContributorId, Epoch, NodeId, RenditionName, StreamName};
+use headwater_media::id::{Epoch, NodeId, RenditionName, StreamName};
 use headwater_node::actor::Sender;
 use headwater_node::{Node, directory};
 use metrics::{counter, gauge};
 use tracing::{debug, info, warn};
 
 use crate::config::OriginConfig;
-use crate::contribution::{Contributor, Contributors, Refused};
+use crate::contribution::Contributors;
 use crate::describe::Publisher;
 use crate::publication::{Links, Slot};
 use crate::stream::{Begin, EndReason, Stop, StreamActor};
 use crate::{audio, ladder, metrics as names};
+
+mod contributors;
+
+use contributors::Join;
 
 pub use crate::contribution::Contribution;
 pub use crate::publication::Publication;
@@ -85,6 +89,8 @@ pub enum Revoked {
     Unaligned,
     /// A contributor to a stream that nobody publishes, or no longer.
     NoSource,
+    /// A contributor to a stream that has as many renditions as it may.
+    TooMany,
 }
 
 /// The streams of this origin. Cheap to clone.
@@ -195,10 +201,6 @@ impl Registry {
 #[derive(Message)]
 #[rtype(result = "Result<Publication, PublishError>")]
 struct Publish(PublishRequest);
-
-#[derive(Message)]
-#[rtype(result = "Result<Contribution, PublishError>")]
-struct Join(PublishRequest, RenditionName);
 
 #[derive(Message)]
 #[rtype(result = "Option<Addr<StreamActor>>")]
@@ -452,51 +454,6 @@ impl StreamRegistry {
         }
     }
 
-    /// Contributors who wait in vain for somebody to publish the source.
-    fn expire_contributors(&mut self) {
-        let (now, patience) = (self.node.clock.now(), self.config.hold());
-        self.entries.retain(|_, entry| {
-            let waiting = entry.live.is_none() && !entry.claiming;
-            !(waiting && entry.contributors.expire(now, patience))
-        });
-    }
-
-    fn join(
-        &mut self,
-        request: PublishRequest,
-        rendition: RenditionName,
-    ) -> Result<Contribution, PublishError> {
-        if self.stopping {
-            return Err(PublishError::Stopping);
-        }
-        let known = self.entries.contains_key(&request.name);
-        if !known && self.entries.len() >= self.config.streams_max {
-            return Err(PublishError::TooManyStreams);
-        }
-        let clock = &self.node.clock;
-        self.next_contributor += 1;
-        let publisher = Publisher {
-            peer: request.peer,
-            encoder: request.encoder,
-            since: clock.now(),
-            metadata: None,
-        };
-        let id = ContributorId(self.next_contributor);
-        let contributor = Arc::new(Contributor::new(id, rendition, publisher, clock));
-        let entry = self.entries.entry(request.name).or_default();
-        let added = entry
-            .contributors
-            .add(Arc::clone(&contributor), clock, self.config.takeover());
-        added.map_err(|refused| match refused {
-            Refused::Busy => PublishError::Busy,
-            Refused::TooMany => PublishError::TooManyStreams,
-        })?;
-        if let Some(live) = &entry.live {
-            contributor.connect(&live.actor);
-        }
-        Ok(Contribution::new(contributor, clock.clone()))
-    }
-
     fn count(&self) {
         let live = self.entries.values().filter(|entry| entry.live.is_some());
         let count = u32::try_from(live.count()).unwrap_or(u32::MAX);
@@ -540,21 +497,6 @@ impl Handler<Publish> for StreamRegistry {
                 .into_actor(self)
                 .map(move |claim, actor, ctx| actor.conclude(request, claim, ctx)),
         )
-    }
-}
-
-impl Handler<Join> for StreamRegistry {
-    type Result = Result<Contribution, PublishError>;
-
-    fn handle(&mut self, Join(request, rendition): Join, _: &mut Self::Context) -> Self::Result {
-        let answer = self.join(request, rendition);
-        let outcome = if answer.is_ok() {
-            "accepted"
-        } else {
-            "refused"
-        };
-        counter!(names::CONTRIBUTORS, "outcome" => outcome).increment(1);
-        answer
     }
 }
 

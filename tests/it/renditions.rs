@@ -29,6 +29,23 @@ fn renditions(record: &Value) -> Vec<(String, u64, u64)> {
 fn the_tracks_of_a_multitrack_publisher_are_renditions_without_transcoding() {
     let mut cluster = Cluster::split(Directory::Static, &Options::default());
     let rtmp = cluster.origin().rtmp;
+    // What OBS would be told to send.
+    let document =
+        get(cluster.origin().admin, "/api/v1/publish-config/live/one").expect("an answer");
+    let document = document.json();
+    let encoders = document["encoder_configurations"]
+        .as_array()
+        .expect("encoders");
+    let heights: Vec<u64> = encoders
+        .iter()
+        .map(|encoder| number(encoder, "/height"))
+        .collect();
+    assert_eq!(heights, [1080, 720, 480, 240]);
+    let endpoint = &document["ingest_endpoints"][0]["url_template"];
+    assert_eq!(
+        endpoint,
+        &format!("rtmp://127.0.0.1:{rtmp}/live/{{stream_key}}")
+    );
     for (key, layout) in [("one", Layout::OneTrack), ("many", Layout::ManyTracks)] {
         let _publisher = Stamped::ladder(rtmp, "live", key, layout);
         let name = format!("live/{key}");

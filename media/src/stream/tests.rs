@@ -589,6 +589,19 @@ fn a_returning_publisher_finds_its_renditions_and_those_it_has_no_more_go() {
 }
 
 #[test]
+fn a_rendition_that_changes_hands_never_goes_back() {
+    let (mut scene, made) = ladder();
+    scene.made(made, 1400, true).expect("taken");
+    scene.stream.remove_rendition(made);
+    scene.further(9, 240).expect("taken");
+    let unit = scene.unit_of(1000, MediaKind::Video, 9, 8_000, true);
+    let unit = unit.expect("taken");
+    assert_eq!((unit.track, unit.sequence), (made, 26));
+    assert!(unit.dts > MediaTime::from_millis(1400), "{}", unit.dts);
+    assert!(unit.pts >= unit.dts);
+}
+
+#[test]
 fn a_rendition_that_falls_silent_vanishes_until_its_next_keyframe() {
     let (mut scene, _) = ladder();
     // All are silent: a publisher that stalls keeps its renditions.

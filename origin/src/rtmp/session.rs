@@ -361,6 +361,7 @@ const fn refusal(reason: Revoked) -> Refusal {
         Revoked::Stopping => Refusal::Stopping,
         Revoked::Unaligned => Refusal::Unaligned,
         Revoked::NoSource => Refusal::NoSource,
+        Revoked::TooMany => Refusal::Unavailable,
     }
 }
 

@@ -20,6 +20,8 @@ use crate::registry::Revoked;
 /// Refusals that are remembered for the API (count).
 const REFUSALS_MAX: usize = 8;
 
+const TOO_MANY: &str = "the stream has as many renditions as it may";
+
 /// Somebody contributes. Saying so twice changes nothing.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -75,7 +77,7 @@ impl Roll {
 
 impl StreamActor {
     /// A contributor's rendition can't be a part of this stream.
-    fn dismiss(&mut self, id: ContributorId, label: &'static str, reason: &'static str) {
+    fn dismiss(&mut self, id: ContributorId, why: Revoked, reason: &'static str) {
         self.core.handle_contributor_leave(id);
         self.pump();
         let Some(contributor) = self.roll.take(id) else {
@@ -83,8 +85,13 @@ impl StreamActor {
         };
         let (rendition, peer) = (&contributor.rendition, contributor.publisher.peer);
         warn!(stream = %self.core.name(), %rendition, %peer, reason, "a rendition is refused");
+        let label = if why == Revoked::Unaligned {
+            "unaligned"
+        } else {
+            "too_many"
+        };
         counter!(names::RENDITIONS_REFUSED, "reason" => label).increment(1);
-        contributor.slot.revoke(Revoked::Unaligned);
+        contributor.slot.revoke(why);
         self.roll.refuse(self.clock.now(), contributor, reason);
     }
 }
@@ -109,11 +116,7 @@ impl Handler<Contributes> for StreamActor {
         info!(stream = %self.core.name(), %rendition, peer = %contributor.publisher.peer, "a contributor begins");
         self.roll.present.push(contributor);
         if self.core.handle_contributor(id, rendition).is_err() {
-            self.dismiss(
-                id,
-                "too_many",
-                "the stream has as many renditions as it may",
-            );
+            self.dismiss(id, Revoked::TooMany, TOO_MANY);
         }
         self.pump();
     }
@@ -128,11 +131,7 @@ impl Handler<Recode> for StreamActor {
             .core
             .handle_contributor_configuration(id, message.configuration);
         if configured.is_err() {
-            self.dismiss(
-                id,
-                "too_many",
-                "the stream has as many renditions as it may",
-            );
+            self.dismiss(id, Revoked::TooMany, TOO_MANY);
         }
         self.pump();
     }
@@ -155,7 +154,7 @@ impl Handler<Contribute> for StreamActor {
                 self.count_drop(dropped);
                 if dropped == Dropped::Unaligned {
                     let reason = "its keyframes are not at the times of the source's";
-                    self.dismiss(id, "unaligned", reason);
+                    self.dismiss(id, Revoked::Unaligned, reason);
                 }
             }
         }
