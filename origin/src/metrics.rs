@@ -31,7 +31,7 @@ pub(crate) const LADDER_CHILDREN: &str = "headwater_origin_ladder_children";
 pub(crate) const LADDER_FAILURES: &str = "headwater_origin_ladder_failures_total";
 /// Children started again after a failure.
 pub(crate) const LADDER_RESTARTS: &str = "headwater_origin_ladder_restarts_total";
-/// Pictures that were dropped on their way into or out of a child, by `reason`: `slow`, `mailbox`, `refused`, `untimed`.
+/// Pictures that were dropped on their way into or out of a child, by `reason`: `slow`, `late`, `mailbox`, `refused`, `untimed`.
 pub(crate) const LADDER_DROPPED: &str = "headwater_origin_ladder_units_dropped_total";
 /// From a source picture to the rendition's.
 pub(crate) const LADDER_LAG: &str = "headwater_origin_ladder_lag_seconds";

@@ -42,8 +42,10 @@ impl Failure {
 pub(crate) enum Dropped {
     /// On their way to the child's owner.
     Mailbox,
-    /// The child lags.
+    /// The child lags: they aren't fed.
     Slow,
+    /// The child lags: they came too late.
+    Late,
     /// On their way to the stream.
     Refused,
     /// They belong to no picture that was fed.
@@ -56,6 +58,7 @@ impl Dropped {
         match self {
             Self::Mailbox => "mailbox",
             Self::Slow => "slow",
+            Self::Late => "late",
             Self::Refused => "refused",
             Self::Untimed => "untimed",
         }

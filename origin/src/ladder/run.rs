@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use headwater_media::codec::h264;
+
 use crate::ladder::output::Output;
 use crate::ladder::rungs::Rung;
 use crate::ladder::source::Source;
@@ -13,6 +15,9 @@ const HELD_BACK_MAX: usize = 24;
 
 /// A child this far behind gets no more until it has caught up.
 const LAG_MAX: Duration = Duration::from_millis(1500);
+
+/// What comes later than this is of no use to a viewer of a live stream, who had better watch another rendition.
+const LATE_MAX: Duration = Duration::from_millis(2500);
 
 /// So long it may take to catch up with the GOP it began with.
 const START_MAX: Duration = Duration::from_secs(15);
@@ -52,7 +57,10 @@ pub(super) enum Feeding {
 #[derive(Debug)]
 pub(super) struct RungState {
     pub(super) rung: Rung,
-    pub(super) configured: bool,
+    /// How it is coded, once the child said so.
+    pub(super) configuration: Option<h264::Configuration>,
+    /// The stream was told that.
+    pub(super) announced: bool,
     pub(super) awaiting_keyframe: bool,
     /// What came out last, in the child's time.
     pub(super) last_millis: Option<i64>,
@@ -93,6 +101,11 @@ impl Run {
                 self.feeding = Feeding::FromKeyframe;
             }
         }
+    }
+
+    /// It had caught up, but now what it yields is not worth sending.
+    pub(super) fn late(&self, now: Instant) -> bool {
+        self.caught_up && self.times.outstanding() > HELD_BACK_MAX && self.behind(now) > LATE_MAX
     }
 
     pub(super) fn lags(&self, now: Instant) -> bool {

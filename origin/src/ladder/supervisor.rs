@@ -143,6 +143,9 @@ impl Supervisor {
         }
         self.gop.push(unit);
         self.feed(now, unit, true);
+        if self.run.as_ref().is_some_and(|run| run.late(now)) {
+            self.withdraw();
+        }
         self.advance(now);
     }
 
@@ -168,19 +171,9 @@ impl Supervisor {
         if let Some(run) = self.run.as_mut().filter(|_| generation == self.generation)
             && let Some(state) = run.rungs.get_mut(rung)
         {
-            let rendition = Arc::clone(&state.rung.name);
-            let known = self.renditions.entry(Arc::clone(&rendition)).or_default();
-            known.listed = true;
-            let goes_on = known.last.is_some();
-            state.configured = true;
+            state.configuration = Some(configuration);
+            state.announced = false;
             state.awaiting_keyframe = true;
-            self.outputs.push_back(Output::Configured {
-                rendition: Arc::clone(&rendition),
-                configuration,
-            });
-            if goes_on {
-                self.outputs.push_back(Output::Lost { rendition });
-            }
         }
     }
 
@@ -197,6 +190,7 @@ impl Supervisor {
         };
         let millis = picture.pts.as_millis();
         let fed = run.times.find(millis).copied();
+        let late = run.late(now);
         let Some(state) = run.rungs.get_mut(rung) else {
             return;
         };
@@ -216,14 +210,26 @@ impl Supervisor {
         // After a restart, what went out before is made again.
         let rises = known.last.is_none_or(|last| fed.pts > last);
         let begins = picture.keyframe || !state.awaiting_keyframe;
-        if !rises {
+        if !rises || late {
             self.outputs.extend(state.interrupt());
-        } else if begins && state.configured {
+        } else if begins && let Some(configuration) = &state.configuration {
+            let rendition = Arc::clone(&state.rung.name);
+            if !std::mem::replace(&mut state.announced, true) || !known.listed {
+                known.listed = true;
+                self.outputs.push_back(Output::Configured {
+                    rendition: Arc::clone(&rendition),
+                    configuration: configuration.clone(),
+                });
+                if known.last.is_some() {
+                    let rendition = Arc::clone(&rendition);
+                    self.outputs.push_back(Output::Lost { rendition });
+                }
+            }
             state.awaiting_keyframe = false;
             known.last = Some(fed.pts);
             let took = now.saturating_duration_since(fed.at);
             self.outputs.push_back(Output::Unit {
-                rendition: Arc::clone(&state.rung.name),
+                rendition,
                 unit: RenditionUnit {
                     dts: fed.pts,
                     pts: fed.pts,
@@ -236,6 +242,10 @@ impl Supervisor {
             });
         }
         run.settle(now);
+        if late {
+            self.withdraw();
+            self.drop_units(Dropped::Late, 1);
+        }
     }
 
     /// The stream did not take a picture of a rendition.
@@ -409,7 +419,8 @@ impl Supervisor {
         self.outputs.push_back(Output::Feed(header.freeze()));
         let rungs = rungs.into_iter().map(|rung| RungState {
             rung,
-            configured: false,
+            configuration: None,
+            announced: false,
             awaiting_keyframe: true,
             last_millis: None,
         });
@@ -463,6 +474,14 @@ impl Supervisor {
         if self.run.take().is_some() {
             self.outputs.push_back(Output::Stop);
         }
+    }
+
+    /// What is made comes too late for anybody: its viewers are to take something else, until it has caught up.
+    fn withdraw(&mut self) {
+        for state in self.run.iter_mut().flat_map(|run| &mut run.rungs) {
+            state.awaiting_keyframe = true;
+        }
+        self.remove(|_| true);
     }
 
     fn remove(&mut self, gone: impl Fn(&Arc<str>) -> bool) {

@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use headwater_media::flv::TagKind;
 use headwater_media::flv::demux::{self, Demuxer};
@@ -44,6 +46,7 @@ struct Bench {
     /// The child is frozen: it takes, but yields nothing.
     frozen: bool,
     made: Vec<(Arc<str>, RenditionUnit)>,
+    listed: HashSet<Arc<str>>,
     removed: Vec<Arc<str>>,
     lost: Vec<Arc<str>>,
     failed: Vec<Failure>,
@@ -71,6 +74,7 @@ impl Bench {
             child: None,
             frozen: false,
             made: Vec::new(),
+            listed: HashSet::new(),
             removed: Vec::new(),
             lost: Vec::new(),
             failed: Vec::new(),
@@ -184,12 +188,20 @@ impl Bench {
                 }
             }
             Output::Stop => self.child = None,
-            Output::Configured { .. } => {}
+            Output::Configured { rendition, .. } => {
+                self.listed.insert(rendition);
+            }
             Output::Unit {
                 rendition, unit, ..
-            } => self.made.push((rendition, unit)),
+            } => {
+                assert!(self.listed.contains(&rendition), "{rendition}");
+                self.made.push((rendition, unit));
+            }
             Output::Lost { rendition } => self.lost.push(rendition),
-            Output::Removed { rendition } => self.removed.push(rendition),
+            Output::Removed { rendition } => {
+                assert!(self.listed.remove(&rendition), "{rendition}");
+                self.removed.push(rendition);
+            }
             Output::Failed { failure, .. } => {
                 self.child = None;
                 self.failed.push(failure);
@@ -381,9 +393,11 @@ fn a_child_that_lags_skips_to_a_keyframe_once_it_has_caught_up() {
     assert!(dropped > 30, "{dropped}");
     let waiting = bench.child.as_ref().map(|child| child.waiting.len());
     assert!(waiting < Some(60), "{waiting:?} wait for the child");
+    assert!(bench.listed.is_empty(), "viewers are moved");
     bench.frozen = false;
     bench.play(140);
-    assert_eq!(bench.failed, []);
+    assert_eq!((bench.failed.len(), bench.listed.len()), (0, 2));
+    assert!(bench.dropped["late"] > 0);
     let units = bench.of("480p");
     let gap = units
         .windows(2)
