@@ -141,7 +141,7 @@ fn info(state: &EdgeState, session: &Session) -> Option<Arc<StreamInfo>> {
 /// From the lowest to the highest, as the policy has them.
 fn sorted(info: &StreamInfo) -> Vec<(&Track, &h264::Configuration)> {
     let mut sorted: Vec<_> = info.renditions().collect();
-    sorted.sort_by_key(|(track, h264)| (track.bitrate, h264.height));
+    sorted.sort_by_key(|(track, h264)| (h264.height, track.bitrate));
     sorted
 }
 

@@ -3,6 +3,7 @@
 //! Invariants: a viewer is in the audience of one rendition at most, and then its `video.track` is that rendition; it is in
 //! [`crate::shard::stream::Stream::switching`] exactly as long as it waits for the keyframe of another one.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use headwater_media::abr::{Choice, Selection};
@@ -13,7 +14,7 @@ use headwater_media::time::MediaTime;
 use crate::shard::ViewerId;
 use crate::shard::core::{Core, Event};
 use crate::shard::demand::Need;
-use crate::shard::fanout::media_rate;
+use crate::shard::fanout::{Job, media_rate};
 use crate::shard::peer::Peer;
 use crate::shard::stream::{Rings, Stream};
 
@@ -62,6 +63,9 @@ impl Core {
         let shown = video.has_sent() && (peer.audience.is_some() || peer.alone);
         if shown || stream.info().track(target).is_none() {
             stream.switching.push(slot);
+            if peer.sheds {
+                self.descend(now, slot);
+            }
             return;
         }
         // There is nothing on its screen, or nothing more to come: the newest GOP is better than to wait.
@@ -73,6 +77,47 @@ impl Core {
                 viewer,
                 track: target,
             });
+        }
+    }
+
+    /// A viewer that goes down doesn't wait for the next keyframe if the newest one is hardly older than what it was sent last: its pictures
+    /// are late by about as much.
+    fn descend(&mut self, now: Instant, slot: usize) {
+        let peer = &mut self.peers[slot];
+        let Some(stream) = self.streams.get_mut(&peer.stream) else {
+            return;
+        };
+        let Some(selection) = peer.selection.as_deref().filter(|_| peer.is_reachable()) else {
+            return;
+        };
+        let rings = stream.rings.borrow();
+        let target = match selection.target {
+            Choice::Video(track) => Some(track),
+            Choice::AudioOnly => None,
+        };
+        let keyframe = target.iter().chain(&selection.also).find_map(|track| {
+            let keyframe = rings.get(*track)?.newest_gop().next()?;
+            let (accepted, _) = accepts(peer, keyframe)?;
+            (accepted && flows(&rings, *track)).then(|| Arc::clone(keyframe))
+        });
+        drop(rings);
+        let Some(keyframe) = keyframe else {
+            return;
+        };
+        let event = go_over(now, stream, slot, peer, &keyframe);
+        self.events.push_back(event);
+        if target == Some(keyframe.track) {
+            stream.switching.retain(|other| *other != slot);
+            peer.selection = None;
+            peer.sheds = false;
+        }
+        let viewer = peer.id;
+        if !peer.catching_up {
+            peer.catching_up = true;
+            self.video_jobs.push_back(Job::CatchUp { viewer });
+        } else if peer.catch_up_at.is_some() {
+            peer.catch_up_at = Some(now);
+            self.schedule(slot);
         }
     }
 
@@ -109,24 +154,8 @@ impl Core {
             if !accepted || !peer.is_reachable() {
                 return true;
             }
-            let down = peer.sheds;
-            enter(stream, *slot, peer, batch.track);
-            if let Some(video) = &mut peer.video {
-                video.handle_switch(batch.first_index);
-                if down && let Some(core) = video.retransmitter() {
-                    core.borrow_mut().handle_abandoned();
-                }
-            }
-            peer.waiting_since = None;
-            let rings = stream.rings.borrow();
-            if let Some(ring) = rings.get(batch.track) {
-                let rate = media_rate(&stream.info(), ring, batch.track);
-                peer.pacer.handle_media_rate(now, rate);
-            }
-            self.events.push_back(Event::Switched {
-                viewer: peer.id,
-                track: batch.track,
-            });
+            let event = go_over(now, stream, *slot, peer, batch);
+            self.events.push_back(event);
             if target {
                 peer.selection = None;
                 peer.sheds = false;
@@ -153,6 +182,35 @@ impl Core {
                 leave(stream, slot, peer);
             }
         }
+    }
+}
+
+/// A viewer goes over to a rendition, at this keyframe of it.
+fn go_over(
+    now: Instant,
+    stream: &mut Stream,
+    slot: usize,
+    peer: &mut Peer,
+    keyframe: &PacketBatch,
+) -> Event {
+    enter(stream, slot, peer, keyframe.track);
+    if let Some(video) = &mut peer.video {
+        video.handle_switch(keyframe.first_index);
+        if peer.sheds
+            && let Some(core) = video.retransmitter()
+        {
+            core.borrow_mut().handle_abandoned();
+        }
+    }
+    peer.waiting_since = None;
+    let rings = stream.rings.borrow();
+    if let Some(ring) = rings.get(keyframe.track) {
+        let rate = media_rate(&stream.info(), ring, keyframe.track);
+        peer.pacer.handle_media_rate(now, rate);
+    }
+    Event::Switched {
+        viewer: peer.id,
+        track: keyframe.track,
     }
 }
 

@@ -1,4 +1,4 @@
-//! The renditions, from the lowest bitrate to the highest, and how trying them went.
+//! The renditions, from the lowest to the highest, and how trying them went.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ pub struct Rendition {
     pub track: TrackId,
     /// As measured, or as its encoder was told.
     pub bitrate: Bitrate,
-    /// Lines of its picture; tells apart what is measured alike.
+    /// Lines of its picture.
     pub height: u32,
     /// The longest time between two keyframes.
     pub keyframe_interval: Duration,
@@ -57,7 +57,8 @@ impl Ladder {
                 }
             })
             .collect();
-        rungs.sort_by_key(|rung| (rung.rendition.bitrate, rung.rendition.height));
+        // By size first: what is measured of a rendition that has just begun can be far off.
+        rungs.sort_by_key(|rung| (rung.rendition.height, rung.rendition.bitrate));
         let surplus = rungs.len().saturating_sub(RUNGS_MAX);
         rungs.drain(..surplus);
         self.rungs = rungs;

@@ -283,7 +283,8 @@ impl Abr {
         self.failed_climbs
     }
 
-    /// The renditions that must flow for this viewer: what it has and shall have, the one below, and the one that is probed for.
+    /// The renditions that must flow for this viewer: what it has and shall have, those that will do until then, the one below, and the one
+    /// that is probed for.
     pub fn wanted(&self) -> SmallVec<[TrackId; 4]> {
         let current = self.rung(self.current);
         let target = self.rung(self.target);
@@ -299,6 +300,12 @@ impl Abr {
                 && !wanted.contains(&track)
             {
                 wanted.push(track);
+            }
+        }
+        let also = self.selected.iter().flat_map(|selected| &selected.also);
+        for track in also {
+            if !wanted.contains(track) {
+                wanted.push(*track);
             }
         }
         wanted

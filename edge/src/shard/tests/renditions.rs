@@ -328,3 +328,56 @@ async fn a_probe_of_who_hears_sound_alone_is_padding() {
         assert_eq!(packet.payload.len(), 255);
     }
 }
+
+#[actix_rt::test]
+async fn going_down_does_not_wait_if_a_keyframe_is_recent() {
+    for pictures in [20, 29, 45] {
+        let mut ladder = Ladder::new();
+        let mut peer = ladder.join();
+        // The lower rendition has a keyframe every 15 pictures.
+        ladder.play(&mut peer, pictures, Duration::from_millis(10));
+        ladder.switches();
+        let selection = Selection {
+            target: Choice::Video(LOW),
+            also: [].into_iter().collect(),
+            shed: true,
+        };
+        let now = ladder.world.now;
+        ladder.world.core.handle_select(now, peer.id, selection);
+        ladder.world.work();
+        assert_eq!(ladder.switches(), [LOW], "{pictures}");
+        ladder.play(&mut peer, 30, Duration::from_millis(10));
+        check_continuity(&peer);
+    }
+}
+
+#[actix_rt::test]
+async fn going_down_waits_if_the_newest_keyframe_is_old() {
+    let mut ladder = Ladder::new();
+    let mut peer = ladder.join();
+    ladder.play(&mut peer, 15, Duration::ZERO);
+    // Its encoder makes no further keyframe for a second.
+    for _ in 0..30 {
+        let source = ladder.world.picture();
+        ladder.world.send(source);
+        let low = ladder.low();
+        if !low.keyframe {
+            ladder.world.send(low);
+        }
+        ladder.world.pass(PICTURE);
+    }
+    ladder.world.exchange(&mut peer);
+    ladder.switches();
+    let selection = Selection {
+        target: Choice::Video(LOW),
+        also: [].into_iter().collect(),
+        shed: true,
+    };
+    let now = ladder.world.now;
+    ladder.world.core.handle_select(now, peer.id, selection);
+    ladder.world.work();
+    assert_eq!(ladder.switches(), []);
+    ladder.play(&mut peer, 1, Duration::ZERO);
+    assert_eq!(ladder.switches(), [LOW], "the keyframe of picture 45");
+    check_continuity(&peer);
+}
