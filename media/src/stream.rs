@@ -57,6 +57,9 @@ pub struct Config {
     pub resume: Limits,
 }
 
+/// A unit that is later than this is measured as if it were so late.
+const LATE_MAX: Duration = Duration::from_secs(10);
+
 /// Why an access unit was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Dropped {
@@ -497,10 +500,22 @@ impl Stream {
             }
         }
         self.changed |= !std::mem::replace(&mut track.listed, true);
-        self.changed |= track.observe(now, &unit, placed.steady);
+        let due = self.due(now, &unit);
+        let track = &mut self.tracks[at];
+        self.changed |= track.observe(now, due, &unit, placed.steady);
         self.gop.push(track.kind(), &unit);
         self.window.push(now, &unit);
         unit
+    }
+
+    /// When a unit that comes now was due, by the source's pictures: a rendition begins with what is made of the past all at once, and would
+    /// else be measured at a multiple of its bitrate.
+    fn due(&self, now: Instant, unit: &AccessUnit) -> Instant {
+        let mut tracks = self.tracks.iter();
+        let source = tracks.find(|track| track.id == TrackId::SOURCE_VIDEO);
+        let newest = source.and_then(|source| source.last_dts);
+        let late = newest.map_or(Duration::ZERO, |newest| newest.since(unit.dts));
+        now.checked_sub(late.min(LATE_MAX)).unwrap_or(now)
     }
 
     fn remove_track(&mut self, id: TrackId) {

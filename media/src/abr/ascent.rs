@@ -6,7 +6,7 @@ use crate::bwe::{Cluster, Probed};
 use crate::id::Bitrate;
 
 /// What a probe sends faster than the rendition and the sound need together (per cent).
-const MARGIN_PERCENT: u64 = 12;
+const MARGIN_PERCENT: u64 = 8;
 /// The first stage (bytes): a dozen packets are 40 ms of the next rung on a link that doesn't carry it.
 const FIRST_BYTES: u64 = 12 * 1200;
 /// The second: so much time, at least so many bytes.

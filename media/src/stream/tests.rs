@@ -738,3 +738,40 @@ fn a_rendition_whose_keyframes_are_elsewhere_is_refused() {
     assert_eq!(last, Err(Dropped::Unaligned));
     assert_eq!(scene.renditions(3000), named(&[(0, "source")]));
 }
+
+#[test]
+fn a_rendition_that_begins_with_the_past_is_measured_at_its_bitrate() {
+    let mut scene = Scene::begin(1);
+    scene.pictures(0, 0, 51);
+    let made = scene
+        .stream
+        .handle_rendition_configuration("240p", picture(240))
+        .expect("room");
+    // Two seconds of it come at once, and then each picture as it is made: 50 bytes every 40 ms.
+    let now = scene.at(2000);
+    for frame in 0..=100_u64 {
+        if frame > 50 {
+            scene.pictures(frame * 40, i64::try_from(frame * 40).expect("small"), 1);
+        }
+        let dts = MediaTime::from_millis(i64::try_from(frame * 40).expect("small"));
+        let unit = RenditionUnit {
+            dts,
+            pts: dts,
+            keyframe: frame % 10 == 0,
+            discardable: false,
+            payload: Bytes::from_static(&[0; 50]),
+            ingest_time: WallTime::from_unix_micros(frame * 40_000),
+        };
+        let at = now.max(scene.at(frame * 40));
+        scene
+            .stream
+            .handle_rendition_unit(at, made, unit)
+            .expect("taken");
+        let rate = scene.stream.info(at).track(made).expect("listed").bitrate;
+        // A quarter of a second holds six or seven pictures.
+        assert!(rate.0 <= 13_000, "{frame}: {rate:?}");
+    }
+    let info = scene.stream.info(scene.at(4000));
+    let rate = info.track(made).expect("listed").bitrate.0;
+    assert!((9_000..=11_000).contains(&rate), "{rate}");
+}

@@ -134,10 +134,16 @@ impl TrackState {
     }
 
     /// Its next unit passed. True if that changed what is said of it.
-    pub(super) fn observe(&mut self, now: Instant, unit: &AccessUnit, steady: bool) -> bool {
+    pub(super) fn observe(
+        &mut self,
+        now: Instant,
+        due: Instant,
+        unit: &AccessUnit,
+        steady: bool,
+    ) -> bool {
         self.last_dts = Some(unit.dts);
         self.last_at = Some(now);
-        self.rate.add(now, unit.payload.len());
+        self.rate.add(due, unit.payload.len());
         if self.kind() == MediaKind::Audio {
             return false;
         }
