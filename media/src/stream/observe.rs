@@ -34,7 +34,12 @@ impl Rate {
 
     pub(super) fn add(&mut self, now: Instant, bytes: usize) {
         self.advance(now);
-        let at = self.index();
+        // What was due before it counts then.
+        let slot = self.slot_at(now);
+        if self.slot.saturating_sub(slot) >= SLOTS as u128 {
+            return;
+        }
+        let at = Self::index(slot);
         self.bytes[at] = self.bytes[at].saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
         self.units[at] = self.units[at].saturating_add(1);
     }
@@ -46,7 +51,7 @@ impl Rate {
         if full == 0 {
             return (Bitrate(0), 0.0);
         }
-        let present = self.index();
+        let present = Self::index(self.slot);
         let (mut bytes, mut units) = (0u64, 0u32);
         for slot in (0..SLOTS).filter(|&slot| slot != present) {
             bytes = bytes.saturating_add(self.bytes[slot]);
@@ -59,23 +64,27 @@ impl Rate {
         )
     }
 
-    fn index(&self) -> usize {
-        usize::try_from(self.slot % SLOTS as u128).unwrap_or(0)
+    fn index(slot: u128) -> usize {
+        usize::try_from(slot % SLOTS as u128).unwrap_or(0)
+    }
+
+    fn slot_at(&mut self, now: Instant) -> u128 {
+        let start = *self.start.get_or_insert(now);
+        now.saturating_duration_since(start).as_millis() / SLOT.as_millis()
     }
 
     fn advance(&mut self, now: Instant) {
-        let start = *self.start.get_or_insert(now);
-        let slot = now.saturating_duration_since(start).as_millis() / SLOT.as_millis();
+        let slot = self.slot_at(now);
         for _ in 0..slot.saturating_sub(self.slot).min(SLOTS as u128) {
             self.slot += 1;
-            let at = self.index();
+            let at = Self::index(self.slot);
             self.bytes[at] = 0;
             self.units[at] = 0;
         }
         // After a long silence all slots are empty already.
         if slot > self.slot {
             self.slot = slot;
-            let at = self.index();
+            let at = Self::index(self.slot);
             self.bytes[at] = 0;
             self.units[at] = 0;
         }
