@@ -94,7 +94,7 @@ pub struct Attachment {
     pub resumed: bool,
 }
 
-/// What is seen of a track, beyond its [`Track`].
+/// What is seen of a track, beyond its [`Track`](crate::track::Track).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Observed {
     /// The track.

@@ -1,6 +1,6 @@
 //! One ffmpeg child: the source on its standard input, a rendition on each of its further pipes.
 //!
-//! Its tasks run on the I/O runtime. What it yields goes through a bounded channel to the [`LadderActor`](super::LadderActor); while that is
+//! Its tasks run on the I/O runtime. What it yields goes through a bounded channel to the [`LadderActor`](super::actor::LadderActor); while that is
 //! full its pipes aren't read, so the child waits, and its owner sees it lag. The child ends with its parent in any case: when the handle is
 //! dropped it is killed, and when this process is, its standard input ends. It has a process group of its own, so that a Ctrl-C meant for us
 //! doesn't end it before us, and a lower priority than the media that passes through here.
