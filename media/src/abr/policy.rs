@@ -175,6 +175,10 @@ impl Abr {
             Some(Choice::AudioOnly) | None => false,
         };
         let (target_gone, current_gone) = (gone(self.target), gone(self.current));
+        if current_gone || target_gone {
+            // The shell has nothing of it any more, so it is told again even if the same comes back.
+            self.selected = None;
+        }
         if current_gone {
             self.current = None;
         }

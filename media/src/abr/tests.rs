@@ -340,3 +340,20 @@ fn a_stream_without_renditions_needs_no_decision() {
     abr.handle_ladder(now, &ladder()[..1], Bitrate(0));
     assert_eq!(abr.target(), Some(Choice::Video(TOP)));
 }
+
+#[test]
+fn renditions_that_went_and_came_back_are_selected_anew() {
+    let mut scene = Scene::new(Config::default(), 20_000_000);
+    let chosen = scene.selections.last().cloned().expect("a selection");
+    let told = scene.selections.len();
+    // The publisher's track is gone for a moment, as when its origin restarts, and comes back under the same number.
+    scene.abr.handle_ladder(scene.now, &[], Bitrate(64_000));
+    scene.perform();
+    assert_eq!(scene.selections.len(), told, "there is nothing to select");
+    scene
+        .abr
+        .handle_ladder(scene.now, &ladder(), Bitrate(64_000));
+    scene.perform();
+    assert_eq!(scene.selections.len(), told + 1);
+    assert_eq!(scene.selections.last(), Some(&chosen));
+}
