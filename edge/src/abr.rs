@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use actix::{Actor, AsyncContext, Context, Handler, Message, SpawnHandle};
 use headwater_media::abr::{Abr, Choice, Config, Output, Rendition, Selection};
 use headwater_media::bwe::{Arrivals, Estimate, Estimator};
-use headwater_media::id::{Bitrate, TrackId};
+use headwater_media::id::{Bitrate, RenditionName, TrackId};
 use headwater_media::rtt::Trust;
 use headwater_media::track::{Configuration, StreamInfo};
 use headwater_node::clock::Clock;
@@ -256,7 +256,7 @@ impl AbrActor {
         }
         let need = Need {
             tracks: self.abr.wanted(),
-            adaptive: self.layers.pinned.as_deref() != Some(StreamInfo::SOURCE),
+            adaptive: self.layers.pinned.as_deref() != Some(RenditionName::SOURCE),
         };
         let told = || {
             self.command(Command::Need {

@@ -77,9 +77,6 @@ impl StreamInfo {
         self.tracks.iter().find(|track| track.id == id)
     }
 
-    /// The name of the rendition that the publisher sent.
-    pub const SOURCE: &'static str = "source";
-
     /// Its renditions that WebRTC viewers can show: H.264 without B-frames.
     pub fn renditions(&self) -> impl Iterator<Item = (&Track, &h264::Configuration)> {
         self.tracks

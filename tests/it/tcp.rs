@@ -56,7 +56,8 @@ fn a_viewer_without_udp_gets_everything_by_tcp() {
 fn a_viewer_that_stops_reading_skips_alone_and_goes_on() {
     let mut cluster = Cluster::standalone(&Options::default());
     let _publisher = Publisher::start(&cluster.rtmp_url("live/demo"), Picture::Test, Sound::Tone);
-    let url = cluster.whep_url("live/demo");
+    // A lower rendition would take longer to fill what the kernel holds.
+    let url = format!("{}?rendition=source", cluster.whep_url("live/demo"));
     let admin = cluster.edge().admin;
     let mut stalled = Viewer::start(&url, seconds(60), BY_TCP);
     stalled.await_frames(30, seconds(20));

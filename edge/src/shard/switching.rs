@@ -144,6 +144,7 @@ impl Core {
             return;
         };
         let mut waiting = std::mem::take(&mut stream.switching);
+        let mut held = Vec::new();
         waiting.retain(|slot| {
             let Some(peer) = self.peers.get_mut(*slot) else {
                 return false;
@@ -156,6 +157,11 @@ impl Core {
             }
             let event = go_over(now, stream, *slot, peer, batch);
             self.events.push_back(event);
+            if peer.catch_up_at.is_some() {
+                // It paused with what it leaves now.
+                peer.catch_up_at = Some(now);
+                held.push(*slot);
+            }
             if target {
                 peer.selection = None;
                 peer.sheds = false;
@@ -164,6 +170,9 @@ impl Core {
         });
         if let Some(stream) = self.streams.get_mut(name) {
             stream.switching = waiting;
+        }
+        for slot in held {
+            self.schedule(slot);
         }
     }
 
