@@ -97,8 +97,7 @@ impl Core {
         };
         let keyframe = target.iter().chain(&selection.also).find_map(|track| {
             let keyframe = rings.get(*track)?.newest_gop().next()?;
-            let (accepted, _) = accepts(peer, keyframe)?;
-            (accepted && flows(&rings, *track)).then(|| Arc::clone(keyframe))
+            (accepts(peer, keyframe) && flows(&rings, *track)).then(|| Arc::clone(keyframe))
         });
         drop(rings);
         let Some(keyframe) = keyframe else {
@@ -106,10 +105,8 @@ impl Core {
         };
         let event = go_over(now, stream, slot, peer, &keyframe);
         self.events.push_back(event);
-        if target == Some(keyframe.track) {
+        if peer.selection.is_none() {
             stream.switching.retain(|other| *other != slot);
-            peer.selection = None;
-            peer.sheds = false;
         }
         let viewer = peer.id;
         if !peer.catching_up {
@@ -149,10 +146,7 @@ impl Core {
             let Some(peer) = self.peers.get_mut(*slot) else {
                 return false;
             };
-            let Some((accepted, target)) = accepts(peer, batch) else {
-                return true;
-            };
-            if !accepted || !peer.is_reachable() {
+            if !accepts(peer, batch) || !peer.is_reachable() {
                 return true;
             }
             let event = go_over(now, stream, *slot, peer, batch);
@@ -162,11 +156,8 @@ impl Core {
                 peer.catch_up_at = Some(now);
                 held.push(*slot);
             }
-            if target {
-                peer.selection = None;
-                peer.sheds = false;
-            }
-            !target
+            // It goes on waiting where this only bridges the time.
+            peer.selection.is_some()
         });
         if let Some(stream) = self.streams.get_mut(name) {
             stream.switching = waiting;
@@ -194,7 +185,7 @@ impl Core {
     }
 }
 
-/// A viewer goes over to a rendition, at this keyframe of it.
+/// A viewer goes over to a rendition, at this keyframe of it. If that was what it waited for, its selection is done with.
 fn go_over(
     now: Instant,
     stream: &mut Stream,
@@ -212,6 +203,15 @@ fn go_over(
         }
     }
     peer.waiting_since = None;
+    let target = Choice::Video(keyframe.track);
+    if peer
+        .selection
+        .as_deref()
+        .is_some_and(|selection| selection.target == target)
+    {
+        peer.selection = None;
+        peer.sheds = false;
+    }
     let rings = stream.rings.borrow();
     if let Some(ring) = rings.get(keyframe.track) {
         let rate = media_rate(&stream.info(), ring, keyframe.track);
@@ -223,19 +223,19 @@ fn go_over(
     }
 }
 
-/// Whether a viewer that waits for another rendition takes this keyframe, and whether that was the one it waits for.
-fn accepts(peer: &Peer, batch: &PacketBatch) -> Option<(bool, bool)> {
-    let selection = peer.selection.as_deref()?;
-    let video = peer.video.as_ref()?;
+/// Whether a viewer that waits for another rendition takes this keyframe.
+fn accepts(peer: &Peer, batch: &PacketBatch) -> bool {
+    let (Some(selection), Some(video)) = (peer.selection.as_deref(), &peer.video) else {
+        return false;
+    };
     let target = selection.target == Choice::Video(batch.track);
     // Until then another will do, if it is below what the viewer has.
     let mut below = selection
         .also
         .iter()
         .take_while(|track| Some(**track) != peer.audience);
-    let bridges = peer.audience != Some(batch.track) && below.any(|track| *track == batch.track);
-    let fresh = video.is_fresh(batch.rtp_time, OLD);
-    Some(((target || bridges) && fresh, target))
+    let bridges = below.any(|track| *track == batch.track);
+    (target || bridges) && video.is_fresh(batch.rtp_time, OLD)
 }
 
 /// Until when the keyframe of the rendition that a viewer is about to leave waits for that of the other one; `None`: it leaves at once.
@@ -249,9 +249,10 @@ pub(super) fn hold(
     let Choice::Video(target) = selection.target else {
         return None;
     };
-    let newest = rings.get(target)?.newest()?;
-    let flows = newest.pts + STALE > batch.pts;
-    flows.then(|| now + HOLD)
+    let newest = rings.get(target)?.newest()?.pts;
+    // One that has come past this picture has no keyframe of it any more.
+    let comes = newest < batch.pts && newest + STALE > batch.pts;
+    comes.then(|| now + HOLD)
 }
 
 /// Whether a track's newest picture is of now.

@@ -69,6 +69,16 @@ impl Ladder {
         peer
     }
 
+    fn join_with_feedback(&mut self) -> Peer {
+        let mut peer = self.world.join_with(1, vec![GCM], |negotiated| {
+            let video = negotiated.video.as_mut().unwrap();
+            video.transport_cc = true;
+            video.extensions.transport_sequence = Some(TRANSPORT_SEQUENCE);
+        });
+        self.world.connect(&mut peer);
+        peer
+    }
+
     fn select(&mut self, peer: &Peer, target: Choice) {
         let selection = Selection {
             target,
@@ -259,12 +269,7 @@ async fn pictures_with_b_frames_never_leave() {
 #[actix_rt::test]
 async fn a_probe_is_filled_up_with_copies_of_what_was_sent() {
     let mut ladder = Ladder::new();
-    let mut peer = ladder.world.join_with(1, vec![GCM], |negotiated| {
-        let video = negotiated.video.as_mut().unwrap();
-        video.transport_cc = true;
-        video.extensions.transport_sequence = Some(TRANSPORT_SEQUENCE);
-    });
-    ladder.world.connect(&mut peer);
+    let mut peer = ladder.join_with_feedback();
     ladder.play(&mut peer, 30, Duration::ZERO);
     let request = ProbeRequest {
         cluster: Cluster::FIRST,
@@ -299,12 +304,7 @@ async fn a_probe_is_filled_up_with_copies_of_what_was_sent() {
 #[actix_rt::test]
 async fn a_probe_of_who_hears_sound_alone_is_padding() {
     let mut ladder = Ladder::new();
-    let mut peer = ladder.world.join_with(1, vec![GCM], |negotiated| {
-        let video = negotiated.video.as_mut().unwrap();
-        video.transport_cc = true;
-        video.extensions.transport_sequence = Some(TRANSPORT_SEQUENCE);
-    });
-    ladder.world.connect(&mut peer);
+    let mut peer = ladder.join_with_feedback();
     ladder.play(&mut peer, 10, Duration::ZERO);
     ladder.select(&peer, Choice::AudioOnly);
     ladder.play(&mut peer, 200, Duration::ZERO);
@@ -380,4 +380,24 @@ async fn going_down_waits_if_the_newest_keyframe_is_old() {
     ladder.play(&mut peer, 1, Duration::ZERO);
     assert_eq!(ladder.switches(), [LOW], "the keyframe of picture 45");
     check_continuity(&peer);
+}
+
+#[actix_rt::test]
+async fn nothing_is_held_back_on_the_way_up() {
+    let mut ladder = Ladder::new();
+    let mut peer = ladder.join();
+    let lag = Duration::from_millis(20);
+    ladder.play(&mut peer, 5, lag);
+    ladder.select(&peer, Choice::Video(LOW));
+    ladder.play(&mut peer, 15, lag);
+    ladder.select(&peer, Choice::Video(TrackId::SOURCE_VIDEO));
+    // The lower rendition has keyframes at 30 and 45; the source's comes at 60, and each picture until then leaves at once.
+    for _ in 20..60 {
+        let before = pictures(&peer).len();
+        ladder.play(&mut peer, 1, lag);
+        assert_eq!(pictures(&peer).len(), before + 1);
+    }
+    ladder.switches();
+    ladder.play(&mut peer, 1, lag);
+    assert_eq!(ladder.switches(), [TrackId::SOURCE_VIDEO]);
 }
