@@ -305,6 +305,8 @@ impl AbrActor {
             self.tell(estimate);
             let queue = self.estimator.queue();
             self.abr.handle_estimate(now, estimate, queue);
+            let carried = self.abr.carried().map_or(0, |carried| carried.0);
+            self.counters.carried.store(carried, Ordering::Relaxed);
         }
         if let Some(probed) = self.estimator.poll_probed() {
             self.abr.handle_probed(now, &probed);

@@ -15,6 +15,7 @@ mod abr;
 pub mod config;
 mod continuation;
 pub mod http;
+mod link_memory;
 pub mod locate;
 mod metrics;
 pub mod registry;

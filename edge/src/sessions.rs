@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use headwater_media::id::StreamName;
+use headwater_media::id::{Bitrate, StreamName};
 use headwater_media::sdp::IceCredentials;
 use headwater_node::clock::Clock;
 use metrics::gauge;
@@ -19,6 +19,7 @@ use serde_json::json;
 use tracing::debug;
 
 use crate::http::metrics::SESSIONS;
+use crate::link_memory::{self, LinkMemory};
 use crate::shard::{Counters, EndReason, Layers, NO_RENDITION, ShardHandle, ViewerId, ViewerState};
 
 /// The part of a session URL that nobody can guess: 128 bits of a CSPRNG in hex. It is a capability, so it stays out of logs.
@@ -96,6 +97,7 @@ impl IceSession {
 pub struct Sessions {
     clock: Clock,
     table: Mutex<Table>,
+    links: Mutex<LinkMemory>,
     next_viewer: AtomicU64,
 }
 
@@ -108,9 +110,11 @@ struct Table {
 impl Sessions {
     /// An empty table.
     pub fn new(clock: Clock) -> Self {
+        let links = Mutex::new(LinkMemory::new(clock.now()));
         Self {
             clock,
             table: Mutex::default(),
+            links,
             next_viewer: AtomicU64::new(1),
         }
     }
@@ -148,10 +152,21 @@ impl Sessions {
         publish(&table);
         drop(table);
         if let Some(session) = session {
+            let carried = Bitrate(session.counters.carried.load(Ordering::Relaxed));
+            let network = session.counters.network.load(Ordering::Relaxed);
+            self.links()
+                .handle_carried(self.clock.now(), network, carried);
             let reason = reason.as_str();
             debug!(stream = %session.stream, %viewer, reason, "WHEP session ended");
         }
         true
+    }
+
+    /// What the link of a viewer that asks from this address may be assumed to carry, going by those that ended. Where a proxy stands between,
+    /// the address is the proxy's, which no media goes to, so nothing is assumed.
+    pub(crate) fn assumed_link(&self, peer: IpAddr) -> Option<Bitrate> {
+        self.links()
+            .assumed(self.clock.now(), link_memory::network_of(peer))
     }
 
     /// How many there are.
@@ -179,6 +194,10 @@ impl Sessions {
         let mut sessions: Vec<_> = self.table().sessions.values().cloned().collect();
         sessions.sort_by_key(|session| session.viewer);
         sessions.iter().map(|session| session.record(now)).collect()
+    }
+
+    fn links(&self) -> MutexGuard<'_, LinkMemory> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {

@@ -242,6 +242,10 @@ pub struct Counters {
     pub receive_rate: AtomicU64,
     /// What the link carries, as estimated (bits per second); 0: not known.
     pub estimate: AtomicU64,
+    /// What may be assumed of the next link like it (bits per second); 0: nothing.
+    pub carried: AtomicU64,
+    /// The network that its media goes to, as `link_memory` numbers them; 0: none.
+    pub network: AtomicU64,
     /// The rendition that is sent, as its track's id; [`NO_RENDITION`] before there is one, and while there is sound alone.
     pub rendition: AtomicU32,
     /// Times that another rendition was switched to (count).
@@ -265,6 +269,8 @@ impl Default for Counters {
             loss_permille: AtomicU64::default(),
             receive_rate: AtomicU64::default(),
             estimate: AtomicU64::default(),
+            carried: AtomicU64::default(),
+            network: AtomicU64::default(),
             rendition: AtomicU32::new(NO_RENDITION),
             switches: AtomicU64::default(),
         }

@@ -1,6 +1,7 @@
 // Opens a player page in Chromium and reports what is seen and heard, one JSON object a line.
 //
 //   node play.mjs measure URL SCREENSHOT   plays, clicks the sound button, measures ten seconds, ends
+//   node play.mjs quality URL SCREENSHOT   chooses the lowest quality in the menu, then Auto, and says how many lines the picture had
 //   node play.mjs follow URL SCREENSHOT    prints the player's state every 200 ms until stdin ends
 //
 // With ONLY_TCP in the environment the page sees no UDP candidates, as behind a firewall that lets no UDP through.
@@ -135,6 +136,26 @@ try {
     const result = await page.evaluate(measure, MEASURE_MS);
     await page.screenshot({ path: screenshot });
     say({ muted, unmuted, statistics, errors, state: await page.evaluate(() => window.headwater.state), ...result });
+  } else if (mode === 'quality') {
+    await page.waitForFunction(() => window.headwater.state === 'live', null, { timeout: JOIN_MS });
+    const menu = page.getByRole('combobox', { name: 'Quality' });
+    await menu.waitFor({ timeout: JOIN_MS });
+    // It asks again when it is opened, which a script doesn't do with a click.
+    await page.waitForFunction(() => { const { options } = document.getElementById('quality'); return options.length > 2; }, null, { timeout: JOIN_MS });
+    const labels = await menu.locator('option').allTextContents();
+    const lines = () => page.evaluate(() => document.querySelector('video').videoHeight);
+    const comesTo = async (height) => page.waitForFunction((wanted) => document.querySelector('video').videoHeight === wanted, height, { timeout: JOIN_MS });
+    const [highest, lowest] = [labels[1], labels.at(-1)].map((label) => parseInt(label, 10));
+    await comesTo(highest);
+    const seen = [await lines()];
+    await menu.selectOption({ index: labels.length - 1 });
+    await comesTo(lowest);
+    seen.push(await lines());
+    await menu.selectOption({ index: 0 });
+    await comesTo(highest);
+    seen.push(await lines());
+    await page.screenshot({ path: screenshot });
+    say({ labels, seen, errors, joins: await page.evaluate(() => window.headwater.joins) });
   } else {
     let ended = false;
     process.stdin.on('end', () => { ended = true; }).resume();

@@ -249,6 +249,22 @@ fn browser_holds_pictures_back_as_configured() {
 }
 
 #[test]
+fn browser_offers_the_qualities_there_are() {
+    let mut cluster = Cluster::standalone(&Options::default());
+    let _publisher = Publisher::start(&cluster.rtmp_url("live/menu"), Picture::Test, Sound::Tone);
+    let page = format!("http://127.0.0.1:{}/play/live/menu", cluster.edge().http);
+    let mut browser = Browser::open("quality", &page, "quality");
+    let status = browser.process.wait(seconds(60));
+    let seen = browser.last().unwrap_or_default();
+    assert!(status.success(), "{seen:#}");
+    assert_eq!(seen["labels"][0], "Auto", "{seen:#}");
+    assert_eq!(seen["seen"][0], seen["seen"][2], "{seen:#}");
+    assert_ne!(seen["seen"][0], seen["seen"][1], "{seen:#}");
+    assert_eq!(number(&seen, "/joins"), 1, "in one session: {seen:#}");
+    assert_eq!(seen["errors"], serde_json::json!([]), "errors in the page");
+}
+
+#[test]
 fn browser_explains_b_frames() {
     let mut cluster =
         Cluster::standalone(&Options::default().env("HEADWATER_LADDER__ENABLED", "false"));

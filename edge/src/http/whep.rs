@@ -73,7 +73,10 @@ async fn join(
     if !body::is_type(request, SDP) {
         return Err(Problem::media_type(SDP));
     }
-    let preference = preference::read(request.query_string())?;
+    let mut preference = preference::read(request.query_string())?;
+    if preference.assumed.is_none() {
+        preference.assumed = peer(request).and_then(|peer| state.sessions.assumed_link(peer));
+    }
     let offer = Offer::parse(&text(request, payload, state).await?)?;
     let parsed = clock.now();
 

@@ -12,7 +12,7 @@ use headwater_media::codec::opus;
 use headwater_media::ice::Path;
 use headwater_media::id::TrackId;
 use headwater_media::rtp::batch::PacketBatch;
-use headwater_media::rtp::header::{Layout, PacketFields, UnitFields};
+use headwater_media::rtp::header::{Layout, PacketFields, Template, UnitFields};
 use headwater_media::rtp::packetizer::rtp_time;
 use headwater_media::rtp::rtcp::SenderInfo;
 use headwater_media::rtx::{self, Resend, Retransmitter, Sent};
@@ -86,6 +86,59 @@ struct Rtx {
     layout: Layout,
     sequence: u64,
     core: Rc<RefCell<Retransmitter>>,
+}
+
+/// What became of an RTX packet.
+enum Pushed {
+    /// It is in the outbox, with so many bytes.
+    Sent(usize),
+    /// It can't be made.
+    Unsent,
+    /// The path has no room for it, nor for others.
+    Full,
+}
+
+impl Rtx {
+    /// Sends a packet whose header and `body` bytes behind it `write` makes.
+    fn push(
+        &mut self,
+        wire: &mut Wire<'_>,
+        numbered: bool,
+        timestamp: u32,
+        marker: bool,
+        body: usize,
+        write: impl FnOnce(&mut [u8], &Template, &PacketFields) -> Option<()>,
+    ) -> Pushed {
+        let template = self.layout.template(&UnitFields {
+            timestamp,
+            capture_time: None,
+            playout_delay: None,
+            mid: true,
+        });
+        let fields = PacketFields {
+            sequence: low16(self.sequence),
+            transport_sequence: wire.numbers.next,
+            marker,
+        };
+        let rollover = rollover(self.sequence);
+        let header = template.len();
+        let length = header + body + wire.session.media.tag_bytes();
+        if !wire.outbox.has_room_for_control(wire.path, length) {
+            return Pushed::Full;
+        }
+        let sent = wire.outbox.push_with(wire.path, length, |packet| {
+            write(packet, &template, &fields)?;
+            wire.session.media.seal(packet, header, rollover).ok()
+        });
+        if sent.is_none() {
+            return Pushed::Unsent;
+        }
+        if numbered {
+            wire.numbers.handle_sent(wire.now, length);
+        }
+        self.sequence += 1;
+        Pushed::Sent(length)
+    }
 }
 
 /// What packets to one viewer leave by.
@@ -353,7 +406,6 @@ impl Outgoing {
         let Some(rtx) = &mut self.rtx else {
             return Left::default();
         };
-        let tag_bytes = wire.session.media.tag_bytes();
         let mut left = Left::default();
         for resend in packets {
             let Some((batch, place)) = rings
@@ -365,40 +417,25 @@ impl Outgoing {
             let Some(payload) = batch.payload(place) else {
                 continue;
             };
-            let template = rtx.layout.template(&UnitFields {
-                timestamp: low32(batch.rtp_time).wrapping_add(resend.timestamp_offset),
-                capture_time: None,
-                playout_delay: None,
-                mid: true,
-            });
-            let fields = PacketFields {
-                sequence: low16(rtx.sequence),
-                transport_sequence: wire.numbers.next,
-                marker: self.kind == MediaKind::Video && place + 1 == batch.len(),
-            };
-            let rollover = rollover(rtx.sequence);
+            let timestamp = low32(batch.rtp_time).wrapping_add(resend.timestamp_offset);
+            let marker = self.kind == MediaKind::Video && place + 1 == batch.len();
             // The original sequence number goes between header and payload, and is encrypted with it.
-            let header = template.len();
-            let length = header + 2 + payload.len() + tag_bytes;
-            if !wire.outbox.has_room_for_control(wire.path, length) {
-                break;
-            }
-            let sent = wire.outbox.push_with(wire.path, length, |packet| {
-                let start = template.write_rtx(packet, &fields, low16(resend.sequence))?;
+            let body = 2 + payload.len();
+            let write = |packet: &mut [u8], template: &Template, fields: &PacketFields| {
+                let start = template.write_rtx(packet, fields, low16(resend.sequence))?;
                 packet
                     .get_mut(start..start + payload.len())?
                     .copy_from_slice(payload);
-                wire.session.media.seal(packet, header, rollover).ok()
-            });
-            if sent.is_none() {
-                continue;
+                Some(())
+            };
+            match rtx.push(wire, self.numbered, timestamp, marker, body, write) {
+                Pushed::Full => break,
+                Pushed::Unsent => {}
+                Pushed::Sent(length) => {
+                    left.packets += 1;
+                    left.bytes += length as u64;
+                }
             }
-            if self.numbered {
-                wire.numbers.handle_sent(wire.now, length);
-            }
-            rtx.sequence += 1;
-            left.packets += 1;
-            left.bytes += length as u64;
         }
         left
     }
@@ -408,41 +445,22 @@ impl Outgoing {
         let Some(rtx) = &mut self.rtx else {
             return Left::default();
         };
-        let template = rtx.layout.template(&UnitFields {
-            timestamp: low32(self.time).wrapping_add(self.timestamp_offset),
-            capture_time: None,
-            playout_delay: None,
-            mid: true,
-        });
-        let fields = PacketFields {
-            sequence: low16(rtx.sequence),
-            transport_sequence: wire.numbers.next,
-            marker: false,
-        };
-        let rollover = rollover(rtx.sequence);
-        let tag_bytes = wire.session.media.tag_bytes();
-        let length = template.len() + usize::from(PADDING_BYTES) + tag_bytes;
-        if !wire.outbox.has_room_for_control(wire.path, length) {
-            return Left::default();
-        }
-        let sent = wire.outbox.push_with(wire.path, length, |packet| {
-            let header = template.write(packet, &fields)?;
+        let timestamp = low32(self.time).wrapping_add(self.timestamp_offset);
+        let body = usize::from(PADDING_BYTES);
+        let write = |packet: &mut [u8], template: &Template, fields: &PacketFields| {
+            let header = template.write(packet, fields)?;
             *packet.first_mut()? |= PADDING_FLAG;
-            let end = header + usize::from(PADDING_BYTES);
+            let end = header + body;
             packet.get_mut(header..end)?.fill(0);
             *packet.get_mut(end - 1)? = PADDING_BYTES;
-            wire.session.media.seal(packet, header, rollover).ok()
-        });
-        if sent.is_none() {
-            return Left::default();
-        }
-        if self.numbered {
-            wire.numbers.handle_sent(wire.now, length);
-        }
-        rtx.sequence += 1;
-        Left {
-            packets: 1,
-            bytes: length as u64,
+            Some(())
+        };
+        match rtx.push(wire, self.numbered, timestamp, false, body, write) {
+            Pushed::Sent(length) => Left {
+                packets: 1,
+                bytes: length as u64,
+            },
+            Pushed::Full | Pushed::Unsent => Left::default(),
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use headwater_media::ice::{Path, Transport};
 
+use crate::link_memory::network_of;
 use crate::shard::core::{Core, Event};
 
 /// Viewers by the transport of the path they are sent to on.
@@ -118,6 +119,10 @@ impl Core {
             Transport::Tcp => 2,
         });
         peer.counters.transport.store(transport, Ordering::Relaxed);
+        if let Some(path) = after {
+            let network = network_of(path.address.ip());
+            peer.counters.network.store(network, Ordering::Relaxed);
+        }
         if let (Some(from), Some(to)) = (before, after) {
             tracing::debug!(viewer = %peer.id, %from, %to, "a viewer moved");
         }

@@ -287,6 +287,17 @@ impl Abr {
         self.failed_climbs
     }
 
+    /// What another viewer of this link may be assumed to have ([`Config::assumed`]): the estimate, and where what this one is sent fits, enough
+    /// to begin with the same.
+    pub fn carried(&self) -> Option<Bitrate> {
+        let estimate = self.estimate?.rate.0;
+        let need = self.rung(self.current).map_or(0, |at| self.ladder.need(at));
+        if estimate < need / 100 * FITS_PERCENT {
+            return Some(Bitrate(estimate));
+        }
+        Some(Bitrate(estimate.max((need / START_PERCENT + 1) * 100)))
+    }
+
     /// The renditions that must flow for this viewer: what it has and shall have, those that will do until then, the one below, and the one
     /// that is probed for.
     pub fn wanted(&self) -> SmallVec<[TrackId; 4]> {

@@ -127,6 +127,20 @@ fn it_starts_by_what_the_link_is_assumed_to_carry() {
 }
 
 #[test]
+fn the_next_viewer_of_a_link_begins_with_what_fitted() {
+    for (link, expected) in [(6_000_000, TOP), (2_700_000, TOP), (1_200_000, MIDDLE)] {
+        let mut scene = Scene::new(Config::default(), link);
+        scene.run(20);
+        let config = Config {
+            assumed: scene.abr.carried(),
+            ..Config::default()
+        };
+        let next = Scene::new(config, 0);
+        assert_eq!(next.target(), Some(Choice::Video(expected)), "{link}");
+    }
+}
+
+#[test]
 fn with_a_queue_it_goes_down_at_once_and_bridges_with_what_comes_first() {
     let mut scene = Scene::new(Config::default(), 6_000_000);
     scene.run(5);
