@@ -11,7 +11,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 BROWSER_MODULES := tests/browser/node_modules/.package-lock.json
 
-.PHONY: help run demo build test bench lab lint fmt deps test-deps clean
+.PHONY: help run demo build test checks bench lab lint fmt deps test-deps clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ build: ## Build the binary
 test: test-deps lint $(BROWSER_MODULES) ## Lint, then run every test (installs what the tests need)
 	cargo test --locked --workspace --doc
 	@deploy/dev/test.sh
+	@deploy/dev/checks.sh
+
+checks: test-deps ## Check chart and alerts only, with the binary if it is built
+	@deploy/dev/checks.sh
 
 bench: ## Measure the edge against the floor: five minutes on a quiet machine (BENCH="--only fanout", BENCH=--help)
 	@deploy/dev/deps.sh run

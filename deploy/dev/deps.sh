@@ -24,6 +24,8 @@ if [[ ${1:-run} == test ]]; then
         "chromium chromium"
         "node nodejs"
         "npm npm"
+        "python3 python3"
+        "promtool prometheus"       # its unit tests of the alerts
     )
 fi
 
@@ -37,7 +39,7 @@ has_package() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok inst
 extra=(ca-certificates libprotobuf-dev)
 [[ ${1:-run} == test ]] && extra+=(
     gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
-    gstreamer1.0-plugins-ugly fonts-dejavu-core
+    gstreamer1.0-plugins-ugly fonts-dejavu-core python3-venv
 )
 if have dpkg-query; then
     for package in "${extra[@]}"; do

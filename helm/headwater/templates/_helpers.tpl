@@ -1,0 +1,306 @@
+{{/* Names. 40 characters leave room for what Kubernetes and we put behind them. */}}
+{{- define "headwater.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "headwater.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains (include "headwater.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "headwater.name" .) | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "headwater.cluster" -}}
+{{- .Values.cluster | default (include "headwater.fullname" .) -}}
+{{- end -}}
+
+{{- define "headwater.serviceAccountName" -}}
+{{- .Values.serviceAccount.name | default (ternary (include "headwater.fullname" .) "default" .Values.serviceAccount.create) -}}
+{{- end -}}
+
+{{/* The Secret with the tokens. */}}
+{{- define "headwater.authSecret" -}}
+{{- .Values.auth.existingSecret | default (printf "%s-auth" (include "headwater.fullname" .)) -}}
+{{- end -}}
+
+{{/* What a role's pods are selected by: (dict "root" $ "role" "edge"). */}}
+{{- define "headwater.selector" -}}
+app.kubernetes.io/name: {{ include "headwater.name" .root }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+{{- with .role }}
+app.kubernetes.io/component: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- define "headwater.labels" -}}
+{{ include "headwater.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* An image: (dict "root" $ "image" .Values.edge.image "flavour" ""). */}}
+{{- define "headwater.image" -}}
+{{- $base := .root.Values.image -}}
+{{- $registry := .root.Values.global.imageRegistry | default $base.registry -}}
+{{- $repository := .image.repository | default $base.repository -}}
+{{- $digest := .image.digest | default (ternary "" $base.digest (or (ne .flavour "") (ne .image.tag ""))) -}}
+{{- with $registry }}{{ . }}/{{ end }}{{ $repository }}
+{{- if $digest }}@{{ $digest }}{{ else -}}
+:{{ .image.tag | default (printf "%s%s" ($base.tag | default .root.Chart.AppVersion) .flavour) }}
+{{- end -}}
+{{- end -}}
+
+{{/* A number as it was written. Helm reads all numbers as floats, and would print 12000000 as 1.2e+07. */}}
+{{- define "headwater.scalar" -}}
+{{- if and (kindIs "float64" .) (eq . (floor .)) }}{{ printf "%.0f" . }}
+{{- else if kindIs "slice" . }}
+{{- $items := list -}}
+{{- range . }}{{ $items = append $items (include "headwater.scalar" .) }}{{ end -}}
+{{- join "," $items }}
+{{- else }}{{ toString . }}{{ end -}}
+{{- end -}}
+
+{{/* The variable of a key: edge.ring_bytes is HEADWATER_EDGE__RING_BYTES. */}}
+{{- define "headwater.variable" -}}
+HEADWATER_{{ upper . | replace "." "__" }}
+{{- end -}}
+
+{{/* An address to listen on. */}}
+{{- define "headwater.listen" -}}
+{{- ternary "[::]" "0.0.0.0" .root.Values.global.ipv6 }}:{{ int .port }}
+{{- end -}}
+
+{{/* This pod's address in a URL. */}}
+{{- define "headwater.podHost" -}}
+{{- ternary "[$(POD_IP)]" "$(POD_IP)" .Values.global.ipv6 -}}
+{{- end -}}
+
+{{/* How the edge's address is found: auto resolved. */}}
+{{- define "headwater.advertise" -}}
+{{- if ne .Values.edge.media.advertise "auto" }}{{ .Values.edge.media.advertise }}
+{{- else if eq .Values.edge.media.exposure "loadBalancer" }}static
+{{- else }}hostIP{{ end -}}
+{{- end -}}
+
+{{/* "true" where each edge has ports or addresses of its own, which needs pods with numbers. */}}
+{{- define "headwater.edge.numbered" -}}
+{{- if has .Values.edge.media.exposure (list "nodePort" "loadBalancer") }}true{{ end -}}
+{{- end -}}
+
+{{- define "headwater.edge.publicUrl" -}}
+{{- $ingress := .Values.edge.http.ingress -}}
+{{- if .Values.edge.http.publicUrl }}{{ .Values.edge.http.publicUrl }}
+{{- else if and $ingress.enabled $ingress.host }}{{ ternary "https" "http" (ne $ingress.tlsSecret "") }}://{{ $ingress.host }}
+{{- end -}}
+{{- end -}}
+
+{{/* Client URLs of etcd's members. */}}
+{{- define "headwater.etcd.endpoints" -}}
+{{- if .Values.etcd.enabled -}}
+{{- $name := include "etcd.fullname" . -}}
+{{- $urls := list -}}
+{{- range $i := until (int .Values.etcd.replicas) -}}
+{{- $urls = append $urls (printf "http://%s-%d.%s.%s.svc:2379" $name $i $name $.Release.Namespace) -}}
+{{- end -}}
+{{- join "," $urls -}}
+{{- else -}}
+{{- join "," .Values.etcd.endpoints -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Variables of every node: (dict "root" $ "role" "edge" "values" .Values.edge "stop" 120). Those of the pod first: others refer to them. */}}
+{{- define "headwater.env" -}}
+{{- $root := .root -}}
+{{- $values := .root.Values -}}
+- name: POD_NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: POD_IP
+  valueFrom:
+    fieldRef:
+      fieldPath: status.podIP
+- name: HEADWATER_ID
+  value: $(POD_NAME)
+- name: HEADWATER_CLUSTER
+  value: {{ include "headwater.cluster" $root | quote }}
+- name: HEADWATER_STOP_SECONDS
+  value: {{ int .stop | quote }}
+- name: HEADWATER_LOG__FILTER
+  value: {{ $values.log.filter | quote }}
+- name: HEADWATER_LOG__FORMAT
+  value: {{ $values.log.format | quote }}
+- name: HEADWATER_ADMIN__LISTEN
+  value: {{ include "headwater.listen" (dict "root" $root "port" 9600) | quote }}
+- name: HEADWATER_DIRECTORY__ETCD
+  value: {{ include "headwater.etcd.endpoints" $root | quote }}
+{{- with $values.etcd.auth }}
+{{- if .username }}
+- name: HEADWATER_DIRECTORY__USERNAME
+  value: {{ .username | quote }}
+- name: HEADWATER_DIRECTORY__PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ .existingSecret | default (printf "%s-directory" (include "headwater.fullname" $root)) }}
+      key: {{ ternary .passwordKey "password" (ne .existingSecret "") }}
+{{- end }}
+{{- end }}
+{{- $settings := merge (dict) .values.config $values.config }}
+{{- range $key := keys $settings | sortAlpha }}
+- name: {{ include "headwater.variable" $key }}
+  value: {{ include "headwater.scalar" (get $settings $key) | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* A token as a variable: (dict "root" $ "name" "HEADWATER_AUTH__PLAY_TOKEN" "given" .Values.auth.playToken "key" .Values.auth.playTokenKey "own" "play-token"). */}}
+{{- define "headwater.token" -}}
+{{- $existing := .root.Values.auth.existingSecret -}}
+{{- $key := ternary .key (ternary .own "" (ne .given "")) (ne $existing "") -}}
+{{- with $key -}}
+- name: {{ $.name }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "headwater.authSecret" $.root }}
+      key: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- define "headwater.publishToken" -}}
+{{- include "headwater.token" (dict "root" . "name" "HEADWATER_AUTH__PUBLISH_TOKEN" "given" .Values.auth.publishToken "key" .Values.auth.publishTokenKey "own" "publish-token") -}}
+{{- end -}}
+
+{{- define "headwater.playToken" -}}
+{{- include "headwater.token" (dict "root" . "name" "HEADWATER_AUTH__PLAY_TOKEN" "given" .Values.auth.playToken "key" .Values.auth.playTokenKey "own" "play-token") -}}
+{{- end -}}
+
+{{/* What every container of ours may do: nothing. */}}
+{{- define "headwater.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{- define "headwater.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{/* The node's probes. Health is no matter of etcd or of streams, and a busy node must not be killed: 30 s without an answer. */}}
+{{- define "headwater.probes" -}}
+startupProbe:
+  httpGet:
+    path: /healthz
+    port: admin
+  periodSeconds: 1
+  timeoutSeconds: 2
+  failureThreshold: 60
+livenessProbe:
+  httpGet:
+    path: /healthz
+    port: admin
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 3
+readinessProbe:
+  httpGet:
+    path: /readyz
+    port: admin
+  periodSeconds: 2
+  timeoutSeconds: 2
+  failureThreshold: 2
+{{- end -}}
+
+{{/* Placement of a role's pods: (dict "root" $ "role" "edge" "values" .Values.edge). */}}
+{{- define "headwater.placement" -}}
+topologySpreadConstraints:
+{{- if .values.topologySpreadConstraints }}
+  {{- toYaml .values.topologySpreadConstraints | nindent 2 }}
+{{- else }}
+  {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
+  - maxSkew: 1
+    topologyKey: {{ . }}
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels:
+        {{- include "headwater.selector" $ | nindent 8 }}
+  {{- end }}
+{{- end }}
+{{- with .values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{/* Metadata of a role's pods. */}}
+{{- define "headwater.podMetadata" -}}
+labels:
+  {{- include "headwater.labels" . | nindent 2 }}
+  {{- with .values.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+annotations:
+  kubectl.kubernetes.io/default-container: {{ .role }}
+  {{- if .root.Values.monitoring.annotations }}
+  prometheus.io/scrape: "true"
+  prometheus.io/port: "9600"
+  prometheus.io/path: /metrics
+  {{- end }}
+  {{- include "headwater.checksums" . | nindent 2 }}
+  {{- with .values.podAnnotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
+{{/* Pods are replaced when what they read at their start changes. */}}
+{{- define "headwater.checksums" -}}
+checksum/secrets: {{ include (print .root.Template.BasePath "/secrets.yaml") .root | sha256sum }}
+{{- if and (eq .role "edge") (include "headwater.edge.numbered" .root) }}
+checksum/pods: {{ include (print .root.Template.BasePath "/edge-pods.yaml") .root | sha256sum }}
+{{- end }}
+{{- end -}}
+
+{{- define "headwater.pullSecrets" -}}
+{{- with .Values.image.pullSecrets -}}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* A Service's part that depends on its type: (dict "service" .Values.edge.http.service). */}}
+{{- define "headwater.exposure" -}}
+type: {{ .type }}
+{{- if ne .type "ClusterIP" }}
+externalTrafficPolicy: {{ .externalTrafficPolicy }}
+{{- end }}
+{{- if eq .type "LoadBalancer" }}
+{{- with .loadBalancerClass }}
+loadBalancerClass: {{ . }}
+{{- end }}
+{{- with .loadBalancerSourceRanges }}
+loadBalancerSourceRanges:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,305 @@
+"""The Helm chart: what a table of values makes of it, good ones and bad ones.
+
+The bad ones have the sentence that the user reads. `HEADWATER_BINARY` (or target/debug/headwater) checks the rendered settings.
+"""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+import tomllib
+import unittest
+
+import helm_python
+import kubernetes_validate
+
+from chart import CHART, NAMESPACE, ROOT, Chart, Refused, pod_of, settings_keys
+
+# The oldest that the chart takes, one in the middle, the newest known.
+KUBERNETES = ("1.26", "1.31", "1.37")
+CUSTOM = {"PodMonitor", "PrometheusRule"}
+
+EXTERNAL_ETCD = {"enabled": False, "endpoints": ["https://etcd-0.example.com:2379", "https://etcd-1.example.com:2379"]}
+MONITORING = {"podMonitor": {"enabled": True, "labels": {"release": "prometheus"}}, "rules": {"enabled": True}, "dashboards": {"enabled": True}}
+
+GOOD = {
+    "defaults": {},
+    "host network": {"edge": {"media": {"exposure": "hostNetwork"}}},
+    "node ports": {"edge": {"replicas": 3, "media": {"exposure": "nodePort", "shards": 4, "nodePort": {"first": 31000}}}},
+    "node ports, no TCP, public addresses": {
+        "edge": {"maxReplicas": 2, "media": {"exposure": "nodePort", "tcp": False, "advertise": "static", "addresses": ["198.51.100.1", "198.51.100.2"]}},
+    },
+    "load balancers": {
+        "edge": {
+            "maxReplicas": 2,
+            "media": {
+                "exposure": "loadBalancer", "addresses": ["198.51.100.1", "198.51.100.2"],
+                "loadBalancer": {"class": "example.com/nlb", "annotations": {"example.com/kind": "network"}, "sourceRanges": ["0.0.0.0/0"]},
+            },
+        },
+    },
+    "one public address for all": {"edge": {"replicas": 1, "media": {"advertise": "static", "addresses": ["198.51.100.1", "2001:db8::1"]}}},
+    "everything at its smallest": {"origin": {"replicas": 1}, "edge": {"replicas": 1, "media": {"shards": 1, "tcp": False}}, "etcd": {"replicas": 1}},
+    "five etcd members without disks": {"etcd": {"replicas": 5, "persistence": {"enabled": False}}},
+    "an etcd that is there": {"etcd": {**EXTERNAL_ETCD, "auth": {"username": "headwater", "password": "hush-etcd"}}},
+    "an etcd that is there, with a Secret": {"etcd": {**EXTERNAL_ETCD, "auth": {"username": "headwater", "existingSecret": "mine", "passwordKey": "pw"}}},
+    "tokens": {"auth": {"publishToken": "hush-publish", "playToken": "hush-play"}},
+    "tokens in a Secret": {"auth": {"existingSecret": "mine", "publishTokenKey": "in", "playTokenKey": ""}},
+    "ingress": {"edge": {"http": {"ingress": {"enabled": True, "className": "nginx", "host": "live.example.com", "tlsSecret": "live-tls"}}}},
+    "load balanced services": {
+        "origin": {"rtmp": {"service": {"type": "LoadBalancer", "loadBalancerSourceRanges": ["203.0.113.0/24"], "externalTrafficPolicy": "Local"}}},
+        "edge": {"http": {"service": {"type": "NodePort", "nodePort": 30080}, "publicUrl": "https://live.example.com"}},
+    },
+    "autoscaling": {"autoscaling": {"enabled": True, "maxReplicas": 12, "targetLoad": 0.65}},
+    "autoscaling with node ports": {"edge": {"maxReplicas": 6, "media": {"exposure": "nodePort"}}, "autoscaling": {"enabled": True, "maxReplicas": 6}},
+    "monitoring": {"monitoring": MONITORING},
+    "monitoring without etcd": {"monitoring": MONITORING, "etcd": EXTERNAL_ETCD},
+    "IPv6": {"global": {"ipv6": True}},
+    "images by digest from a registry": {
+        "global": {"imageRegistry": "registry.example.com"},
+        "image": {"digest": "sha256:" + "0" * 64, "pullSecrets": ["pull"]}, "origin": {"image": {"digest": "sha256:" + "1" * 64}},
+    },
+    "settings": {
+        "config": {"rtmp.connections_max": 12000000, "edge.limits.keep_alive_seconds": 30},
+        "origin": {"config": {"ladder.rungs": ["480:1000", "240:400"], "ladder.enabled": True}},
+        "edge": {"config": {"edge.egress_mbps_max": 8000, "edge.limits.requests_per_second": 20}, "http": {"behindProxy": True}},
+    },
+    "no policies, no accounts, no test": {
+        "networkPolicy": {"enabled": False}, "serviceAccount": {"create": False}, "test": {"enabled": False},
+        "monitoring": {"annotations": False}, "origin": {"podDisruptionBudget": {"enabled": False}},
+    },
+    "placement": {
+        role: {
+            "nodeSelector": {"pool": "media"}, "tolerations": [{"key": "media", "operator": "Exists"}], "priorityClassName": "high",
+            "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+                {"matchExpressions": [{"key": "pool", "operator": "In", "values": ["media"]}]}]}}},
+            "podAnnotations": {"example.com/a": "b"}, **more,
+        }
+        for role, more in {
+            "etcd": {},
+            "origin": {"podLabels": {"team": "live"}, "extraEnv": [{"name": "TZ", "value": "UTC"}]},
+            "edge": {"topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}],
+                     "extraVolumes": [{"name": "scratch", "emptyDir": {}}], "extraVolumeMounts": [{"name": "scratch", "mountPath": "/scratch"}]},
+        }.items()
+    },
+    "long names": {"fullnameOverride": "a" * 40},
+}
+
+BAD = {
+    "a value that isn't there": ({"edge": {"replica": 3}}, "replica"),
+    "a section that isn't there": ({"edges": {}}, "edges"),
+    "a value that etcd hasn't": ({"etcd": {"replica": 3}}, "replica"),
+    "an even etcd": ({"etcd": {"replicas": 2}}, "must be one of 1, 3, 5"),
+    "an unknown exposure": ({"edge": {"media": {"exposure": "ingress"}}}, "exposure"),
+    "a number as text": ({"edge": {"replicas": "2"}}, "replicas"),
+    "a port out of range": ({"edge": {"media": {"port": 70000}}}, "65,?535"),
+    "an address that is none": ({"edge": {"media": {"advertise": "static", "addresses": ["live.example.com"]}}}, "addresses"),
+    "a URL with a path": ({"edge": {"http": {"publicUrl": "https://live.example.com/x"}}}, "publicUrl"),
+    "an endpoint without a scheme": ({"etcd": {"enabled": False, "endpoints": ["etcd:2379"]}}, "endpoints"),
+    "no etcd": ({"etcd": {"enabled": False}}, "etcd.endpoints has to name the members"),
+    "two etcds": ({"etcd": {"endpoints": ["http://etcd:2379"]}}, "set etcd.enabled=false"),
+    "a password at the release's etcd": ({"etcd": {"auth": {"username": "u", "password": "p"}}}, "etcd.auth is for an etcd that is there"),
+    "a name without a password": ({"etcd": {**EXTERNAL_ETCD, "auth": {"username": "u"}}}, "needs etcd.auth.password"),
+    "a password without a name": ({"etcd": {**EXTERNAL_ETCD, "auth": {"password": "p"}}}, "need etcd.auth.username"),
+    "tokens twice": ({"auth": {"existingSecret": "mine", "playToken": "t"}}, "leave auth.publishToken and auth.playToken empty"),
+    "load balancers without addresses": ({"edge": {"media": {"exposure": "loadBalancer"}}}, "exposure=loadBalancer needs edge.media.addresses"),
+    "load balancers at the node's address": ({"edge": {"media": {"exposure": "loadBalancer", "advertise": "hostIP"}}}, "not its node's"),
+    "static without addresses": ({"edge": {"media": {"advertise": "static"}}}, "needs edge.media.addresses"),
+    "addresses that nobody is told": ({"edge": {"media": {"addresses": ["198.51.100.1"]}}}, "only with edge.media.advertise=static"),
+    "too few addresses": ({"edge": {"media": {"exposure": "loadBalancer", "addresses": ["198.51.100.1", "198.51.100.2"]}}}, "one for each of edge.maxReplicas=4"),
+    "ports past the end": ({"edge": {"media": {"port": 65530, "shards": 8}}}, "would end at 65537"),
+    "node ports past the end": ({"edge": {"media": {"exposure": "nodePort", "shards": 64, "nodePort": {"first": 65400}}}}, "would end at 65655"),
+    "media on the port of HTTP": ({"edge": {"media": {"port": 8079}}}, r"includes edge\.http\.port"),
+    "media on the admin port": ({"edge": {"media": {"port": 9590, "shards": 16}}}, "includes admin's 9600"),
+    "more edges than Services": ({"edge": {"replicas": 5, "media": {"exposure": "nodePort"}}}, "edge.replicas=5 is more than edge.maxReplicas=4"),
+    "scaling past the Services": (
+        {"edge": {"media": {"exposure": "nodePort"}}, "autoscaling": {"enabled": True, "maxReplicas": 9}}, "autoscaling.maxReplicas=9 is more than edge.maxReplicas=4"),
+    "scaling downwards": ({"autoscaling": {"enabled": True, "minReplicas": 5}}, "less than autoscaling.minReplicas"),
+    "a target at which joins are refused": ({"autoscaling": {"targetLoad": 1}}, "targetLoad"),
+    "an Ingress without a host": ({"edge": {"http": {"ingress": {"enabled": True}}}}, "needs a host"),
+    "one flavour's digest": ({"image": {"digest": "sha256:" + "0" * 64}}, "give origin.image.digest"),
+    "a setting that the chart makes": ({"edge": {"config": {"edge.media": "0.0.0.0:9"}}}, "edge.config sets edge.media, which the chart sets: use edge.media.port"),
+    "a secret among the settings": ({"config": {"auth.play_token": "t"}}, "doesn't belong into a pod's specification"),
+    "a setting that is no key": ({"config": {"RTMP.Listen": "x"}}, "RTMP.Listen"),
+}
+
+
+class Rendering(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.chart = Chart()
+        cls.rendered = {name: cls.chart.render(values) for name, values in GOOD.items()}
+
+    def test_kubernetes_takes_every_object(self):
+        seen = set()
+        for name, (rendered, _) in self.rendered.items():
+            for thing in rendered.objects:
+                text = json.dumps(thing, sort_keys=True)
+                if thing["kind"] in CUSTOM or text in seen:
+                    continue
+                seen.add(text)
+                for version in KUBERNETES:
+                    with self.subTest(values=name, kind=thing["kind"], name=thing["metadata"]["name"], version=version):
+                        # An unknown kind or version is an exception, too.
+                        kubernetes_validate.validate(thing, version, strict=True)
+        self.assertGreater(len(seen), 90)
+
+    def test_objects_fit_together(self):
+        for name, (rendered, _) in self.rendered.items():
+            with self.subTest(values=name):
+                self.assertEqual(rendered.faults(external={"mine"}), [])
+
+    def test_wrong_values_are_refused_with_a_sentence(self):
+        for name, (values, sentence) in BAD.items():
+            with self.subTest(values=name):
+                with self.assertRaises(Refused) as refused:
+                    self.chart.render(values)
+                self.assertRegex(str(refused.exception), sentence)
+
+    def test_lint_has_nothing_to_say(self):
+        for name in ("defaults", "monitoring", "load balancers"):
+            report = helm_python.lint(str(self.chart.path), GOOD[name], strict=True, with_subcharts=True)
+            worse = [m for m in report["messages"] if m["severity"] > 1]
+            self.assertEqual((worse, report.get("errors") or []), ([], []))
+
+    def test_what_follows_from_the_values_is_up_to_date(self):
+        done = subprocess.run(["python3", str(CHART.parent / "generate.py"), "--check"], capture_output=True, text=True, check=False,
+                              env={**os.environ, "PATH": os.path.dirname(os.sys.executable) + os.pathsep + os.environ["PATH"]})
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def test_secrets_stand_in_secrets_only(self):
+        for name, (rendered, notes) in self.rendered.items():
+            elsewhere = json.dumps([o for o in rendered.objects if o["kind"] != "Secret"]) + notes
+            self.assertNotIn("hush-", elsewhere, name)
+
+    def test_settings_that_the_chart_makes_are_keys_of_the_binary(self):
+        ours = re.findall(r'"([a-z_]+(?:\.[a-z_]+)*)" "', (CHART / "templates/validate.yaml").read_text().split("$ours := dict")[1].split("}}")[0])
+        self.assertGreater(len(ours), 20)
+        self.assertLessEqual(set(ours), settings_keys())
+
+    def test_ports_are_those_of_the_exposure(self):
+        def media(name):
+            ports = self.rendered[name][0].container("edge")["ports"]
+            return [(p["containerPort"], p.get("hostPort"), p["protocol"]) for p in ports if p["name"].startswith("media")]
+
+        host = [(8700, 8700, "UDP"), (8701, 8701, "UDP"), (8700, 8700, "TCP")]
+        self.assertEqual(media("defaults"), host)
+        self.assertEqual(media("host network"), host)
+        self.assertEqual(media("node ports"), [])
+        self.assertEqual(media("load balancers"), [(8700, None, "UDP"), (8701, None, "UDP"), (8700, None, "TCP")])
+        self.assertEqual(media("everything at its smallest"), [(8700, 8700, "UDP")])
+
+    def test_host_ports_never_surge(self):
+        edge = self.rendered["defaults"][0].workload("edge")
+        self.assertEqual(edge["spec"]["strategy"]["rollingUpdate"], {"maxSurge": 0, "maxUnavailable": 1})
+
+    def test_viewers_are_told_the_address_they_reach(self):
+        def told(name, pod="live-headwater-edge-1"):
+            rendered = self.rendered[name][0]
+            environment = rendered.environment("edge", pod)
+            own = {}
+            if "HEADWATER_CONFIG" in environment:
+                files = rendered.get("ConfigMap", "live-headwater-edge-pods")["data"]
+                own = tomllib.loads(files[pathlib.PurePath(environment["HEADWATER_CONFIG"]).name])["edge"]
+            address = environment.get("HEADWATER_EDGE__PUBLIC_IP") or ",".join(own["public_ip"])
+            return address, environment.get("HEADWATER_EDGE__MEDIA") or own["media"]
+
+        self.assertEqual(told("defaults"), ("192.0.2.7", "0.0.0.0:8700"))
+        self.assertEqual(told("host network"), ("192.0.2.7", "0.0.0.0:8700"))
+        self.assertEqual(told("node ports"), ("192.0.2.7", "0.0.0.0:31004"))
+        self.assertEqual(told("node ports, no TCP, public addresses"), ("198.51.100.2", "0.0.0.0:30702"))
+        self.assertEqual(told("load balancers"), ("198.51.100.2", "0.0.0.0:8700"))
+        self.assertEqual(told("one public address for all"), ("198.51.100.1,2001:db8::1", "0.0.0.0:8700"))
+        self.assertEqual(told("IPv6"), ("192.0.2.7", "[::]:8700"))
+
+    def test_each_numbered_edge_has_a_service_with_its_ports(self):
+        rendered = self.rendered["node ports"][0]
+        for i in range(4):
+            service = rendered.get("Service", f"live-headwater-edge-media-{i}")["spec"]
+            self.assertEqual(service["selector"]["statefulset.kubernetes.io/pod-name"], f"live-headwater-edge-{i}")
+            self.assertTrue(service["publishNotReadyAddresses"])
+            self.assertEqual(sorted((p["nodePort"], p["protocol"]) for p in service["ports"]),
+                             sorted([(31000 + 4 * i + s, "UDP") for s in range(4)] + [(31000 + 4 * i, "TCP")]))
+
+    def test_settings_reach_the_nodes_as_they_were_written(self):
+        rendered = self.rendered["settings"][0]
+        origin, edge = rendered.environment("origin", "o-0"), rendered.environment("edge", "e-0")
+        self.assertEqual(origin["HEADWATER_RTMP__CONNECTIONS_MAX"], "12000000")
+        self.assertEqual(origin["HEADWATER_LADDER__RUNGS"], "480:1000,240:400")
+        self.assertEqual(origin["HEADWATER_LADDER__ENABLED"], "true")
+        self.assertEqual(edge["HEADWATER_EDGE__EGRESS_MBPS_MAX"], "8000")
+        self.assertNotIn("HEADWATER_EDGE__EGRESS_MBPS_MAX", origin)
+        # Behind a proxy limits per address are off, unless they are given.
+        self.assertEqual(edge["HEADWATER_EDGE__LIMITS__REQUESTS_PER_SECOND"], "20")
+        self.assertEqual(edge["HEADWATER_EDGE__LIMITS__CONNECTIONS_PER_ADDRESS"], "0")
+
+    def test_edges_scale_by_their_load(self):
+        scaler = self.rendered["autoscaling"][0].of("HorizontalPodAutoscaler")[0]["spec"]
+        self.assertEqual((scaler["minReplicas"], scaler["maxReplicas"]), (2, 12))
+        self.assertEqual(scaler["metrics"][0]["pods"]["target"], {"type": "AverageValue", "averageValue": "650m"})
+        self.assertEqual(scaler["behavior"]["scaleDown"]["policies"], [{"type": "Pods", "value": 1, "periodSeconds": 300}])
+        self.assertGreaterEqual(scaler["behavior"]["scaleDown"]["stabilizationWindowSeconds"], 600)
+
+    def test_an_etcd_that_is_there_takes_the_place_of_ours(self):
+        rendered = self.rendered["an etcd that is there"][0]
+        self.assertFalse([o for o in rendered.objects if "etcd" in o["metadata"]["name"]])
+        origin = rendered.environment("origin", "o-0")
+        self.assertEqual(origin["HEADWATER_DIRECTORY__ETCD"], ",".join(EXTERNAL_ETCD["endpoints"]))
+        self.assertEqual(origin["HEADWATER_DIRECTORY__USERNAME"], "headwater")
+
+    def test_nodes_know_all_members_of_etcd(self):
+        environment = self.rendered["five etcd members without disks"][0].environment("edge", "e")
+        self.assertEqual(environment["HEADWATER_DIRECTORY__ETCD"].split(","),
+                         [f"http://live-etcd-{i}.live-etcd.{NAMESPACE}.svc:2379" for i in range(5)])
+
+    def test_pods_meet_the_restricted_standard_where_the_exposure_allows_it(self):
+        for name in ("node ports", "load balancers"):
+            for workload in self.rendered[name][0].of("StatefulSet"):
+                spec = pod_of(workload)["spec"]
+                self.assertFalse(spec.get("hostNetwork"))
+                self.assertFalse([p for c in spec["containers"] for p in c["ports"] if "hostPort" in p])
+
+    def test_rules_and_dashboards_are_those_of_deploy(self):
+        rendered = self.rendered["monitoring"][0]
+        import yaml
+        groups = [g for path in sorted((ROOT / "deploy/prometheus").glob("*.rules.yaml")) for g in yaml.safe_load(path.read_text())["groups"]]
+        self.assertEqual(rendered.of("PrometheusRule")[0]["spec"]["groups"], groups)
+        for path in (ROOT / "deploy/grafana").glob("*.json"):
+            data = rendered.get("ConfigMap", f"live-headwater-{path.stem}")["data"][path.name]
+            self.assertEqual(json.loads(data), json.loads(path.read_text()))
+
+    def test_notes_say_what_is_missing(self):
+        notes = {name: notes for name, (_, notes) in self.rendered.items()}
+        for text in ("anyone may publish", "anyone may watch", "UDP 8700 to 8701 and TCP 8700", "no alerts"):
+            self.assertIn(text, notes["defaults"])
+        self.assertNotIn("anyone", notes["tokens"])
+        self.assertIn("UDP and TCP 31000 to 31015", notes["node ports"])
+        self.assertIn("https://live.example.com/play/live/NAME", notes["ingress"])
+        self.assertIn("edge.media.addresses, in the order", notes["load balancers"])
+
+    def test_a_long_release_name_is_cut(self):
+        rendered, _ = self.chart.render({"autoscaling": {"enabled": True}, "monitoring": MONITORING}, release="r" * 53)
+        self.assertEqual(rendered.faults(), [])
+
+    def test_the_binary_takes_the_settings(self):
+        binary = pathlib.Path(os.environ.get("HEADWATER_BINARY") or pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug/headwater")
+        if not binary.exists():
+            self.skipTest(f"{binary} isn't built")
+        for name, (rendered, _) in self.rendered.items():
+            for role in ("origin", "edge"):
+                environment = rendered.environment(role, f"live-headwater-{role}-1")
+                with self.subTest(values=name, role=role), tempfile.TemporaryDirectory() as directory:
+                    if "HEADWATER_CONFIG" in environment:
+                        file = pathlib.Path(directory) / "node.toml"
+                        pods = rendered.get("ConfigMap", f"{rendered.workload('edge')['metadata']['name']}-pods")["data"]
+                        file.write_text(pods[pathlib.PurePath(environment["HEADWATER_CONFIG"]).name])
+                        environment["HEADWATER_CONFIG"] = str(file)
+                    command = [str(binary), *rendered.container(role)["args"], "--check-config"]
+                    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+                    self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
