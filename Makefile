@@ -51,7 +51,7 @@ lint: ## Formatting, clippy and documentation, all without a warning
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked --package headwater-edge --benches --features testkit -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --locked --workspace --no-deps --document-private-items
-	bash -n deploy/dev/*.sh .ci/run
+	bash -n deploy/dev/*.sh deploy/image/*.sh .ci/run
 	node --check edge/player/index.js
 	node --check edge/player/player.js
 	node --check edge/player/quality.js
