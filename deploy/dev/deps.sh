@@ -26,6 +26,8 @@ if [[ ${1:-run} == test ]]; then
         "npm npm"
         "python3 python3"
         "promtool prometheus"       # its unit tests of the alerts
+        "ip iproute2"               # the chart's containers in network namespaces
+        "iptables iptables"
     )
 fi
 

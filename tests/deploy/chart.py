@@ -1,5 +1,6 @@
 """Renders helm/headwater with Helm's own engine, and finds faults in what comes out that Kubernetes' schemas don't know of."""
 
+import atexit
 import pathlib
 import re
 import shutil
@@ -24,8 +25,9 @@ class Refused(Exception):
 class Chart:
     def __init__(self):
         # A copy has files in the place of links, each of which Helm mentions on every load.
-        self.directory = tempfile.TemporaryDirectory()
-        self.path = pathlib.Path(self.directory.name) / "headwater"
+        directory = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        self.path = pathlib.Path(directory) / "headwater"
         shutil.copytree(CHART, self.path)
 
     def render(self, values, release=RELEASE):
@@ -88,9 +90,9 @@ class Rendered:
     def container(self, role):
         return pod_of(self.workload(role))["spec"]["containers"][0]
 
-    def environment(self, role, pod):
+    def environment(self, role, pod, addresses=None):
         """The container's variables as the kubelet would set them in a pod of this name; those of Secrets are `secret`."""
-        fields = {"metadata.name": pod, "status.podIP": "10.1.2.3", "status.hostIP": "192.0.2.7"}
+        fields = {"metadata.name": pod, "status.podIP": "10.1.2.3", "status.hostIP": "192.0.2.7"} | (addresses or {})
         out = {}
         for variable in self.container(role)["env"]:
             if "value" in variable:
