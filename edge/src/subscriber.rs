@@ -37,7 +37,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// An upstream that takes longer to accept a subscription is left for the next.
-const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(4);
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Messages to the upstream that may wait (count): acknowledgements and pings of several seconds.
 const OUTBOUND_QUEUE: usize = 64;

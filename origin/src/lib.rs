@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`config`] | settings |
 //! | [`rtmp`] | RTMP ingest: listener, limits, sessions |
-//! | [`registry`] | name → stream; claims names, decides between publishers |
+//! | [`registry`] | name → stream; decides between publishers |
+//! | `ownership` | who gets a name: claims it, asks its owner, answers those who ask |
 //! | `publication` | a publisher's link to its stream |
 //! | `contribution` | the same of one that sends a rendition by a connection of its own |
 //! | `stream` | `StreamActor`: one live stream and its subscribers |
@@ -38,6 +39,7 @@ mod describe;
 mod ffmpeg;
 pub mod ladder;
 mod metrics;
+mod ownership;
 mod publication;
 mod publish_config;
 pub mod registry;
@@ -187,9 +189,11 @@ impl Origin {
         })
     }
 
-    /// Stops: publishers are told to leave, edges that the streams move, the names are released.
+    /// Stops: publishers are sent elsewhere, edges told that the streams move, the names released.
     pub async fn stop(self) {
         self.announcer.abort();
+        self.registry.drain().await;
+        self.rtmp.drain().await;
         self.registry.stop().await;
         self.rtmp.stop().await;
         self.grpc.stop().await;

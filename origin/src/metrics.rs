@@ -20,6 +20,8 @@ pub(crate) const UNITS_SKIPPED: &str = "headwater_origin_units_skipped_total";
 pub(crate) const ATTACHMENTS: &str = "headwater_origin_attachments_total";
 /// Publishers that came and were accepted or refused.
 pub(crate) const PUBLISHES: &str = "headwater_origin_publishes_total";
+/// Streams taken over from another origin, by `reason`: `gone`, `other_run`, `no_publisher`.
+pub(crate) const TAKEOVERS: &str = "headwater_origin_takeovers_total";
 /// Streams whose audio could not be made into Opus.
 pub(crate) const AUDIO_PROBLEMS: &str = "headwater_origin_audio_problems_total";
 /// Renditions of publishers that were not taken.
@@ -73,6 +75,11 @@ pub(crate) fn describe() {
         "Attachments of subscribers, by whether they resumed"
     );
     describe_counter!(PUBLISHES, Unit::Count, "Publishers that came, by outcome");
+    describe_counter!(
+        TAKEOVERS,
+        Unit::Count,
+        "Streams taken over from another origin, by why it had no claim to them any more"
+    );
     describe_counter!(
         AUDIO_PROBLEMS,
         Unit::Count,

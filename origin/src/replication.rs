@@ -32,6 +32,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use crate::metrics as names;
+use crate::ownership::answer::Answerer;
 use crate::registry::Registry;
 use crate::stream::{Adapt, Attach, Attached, Backlog, EndReason, Item, Stat, StreamActor};
 
@@ -94,6 +95,7 @@ impl Bound {
         node: &Node,
     ) -> GrpcServer {
         let stop = CancellationToken::new();
+        let ownership = Answerer::service(registry.clone(), node);
         let service = Service {
             registry,
             window,
@@ -111,6 +113,7 @@ impl Bound {
                 .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
                 .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
                 .add_service(service)
+                .add_service(ownership)
                 .serve_with_incoming_shutdown(incoming, stopped.cancelled_owned())
                 .await;
             if let Err(error) = served {

@@ -12,8 +12,9 @@ use headwater_node::directory::memory::MemoryDirectory;
 use headwater_node::node::Node;
 use headwater_node::telemetry::Metrics;
 use headwater_origin::{Config, Origin};
+use headwater_proto::replication::ownership_client::OwnershipClient;
 use headwater_proto::replication::replication_client::ReplicationClient;
-use headwater_proto::replication::{Ack, Subscribe, ToOrigin, Want, to_edge, to_origin};
+use headwater_proto::replication::{Ack, Inquiry, Subscribe, ToOrigin, Want, to_edge, to_origin};
 use rml_rtmp::handshake::{Handshake, HandshakeProcessResult, PeerType};
 use rml_rtmp::sessions::{
     ClientSession, ClientSessionConfig, ClientSessionEvent, ClientSessionResult, PublishRequestType,
@@ -23,6 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 /// Far more than anything here takes, and a failure instead of a hang.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,6 +39,16 @@ const AVCC: &[u8] = &[
 /// Runs `test` against an origin of its own, on threads like the product's.
 fn with_origin<F>(change: impl FnOnce(&mut Config), test: impl FnOnce(SocketAddr, SocketAddr) -> F)
 where
+    F: Future<Output = ()> + Send + 'static,
+{
+    with_shutdown(change, |rtmp, grpc, _| test(rtmp, grpc));
+}
+
+/// The same with the token that asks the origin's process to stop.
+fn with_shutdown<F>(
+    change: impl FnOnce(&mut Config),
+    test: impl FnOnce(SocketAddr, SocketAddr, CancellationToken) -> F,
+) where
     F: Future<Output = ()> + Send + 'static,
 {
     let io = tokio::runtime::Builder::new_multi_thread()
@@ -55,11 +67,14 @@ where
             clock: Clock::system(),
             directory: Arc::new(MemoryDirectory::new(id)),
             io: io.handle().clone(),
-            shutdown: tokio_util::sync::CancellationToken::new(),
+            shutdown: CancellationToken::new(),
         };
+        let shutdown = node.shutdown.clone();
         let origin: Origin = headwater_origin::start(config, node).await.expect("starts");
         let (rtmp, grpc) = (origin.rtmp_addr(), origin.grpc_addr());
-        io.spawn(test(rtmp, grpc)).await.expect("the test passes");
+        io.spawn(test(rtmp, grpc, shutdown))
+            .await
+            .expect("the test passes");
         origin.stop().await;
     });
     io.shutdown_background();
@@ -100,7 +115,12 @@ fn command(values: &[Value]) -> Vec<u8> {
 }
 
 fn connect() -> Vec<u8> {
-    let object = Value::object([("app", "live".into())]);
+    connect_with(0.0)
+}
+
+/// With what the publisher says of its capabilities (E-RTMP v2, `capsEx`).
+fn connect_with(capabilities: f64) -> Vec<u8> {
+    let object = Value::object([("app", "live".into()), ("capsEx", capabilities.into())]);
     command(&["connect".into(), 1.0.into(), object])
 }
 
@@ -310,6 +330,69 @@ async fn watch(grpc: SocketAddr, stream: &str, begun: oneshot::Sender<()>, last:
         }
     }
     panic!("the subscription ended after {:?}", numbers.last());
+}
+
+#[test]
+fn an_origin_that_stops_asks_publishers_to_reconnect_and_cuts_those_who_would_not_understand() {
+    let base = "rtmp://elsewhere:1935";
+    with_shutdown(
+        |config| config.rtmp.reconnect_url = base.to_owned(),
+        |rtmp, grpc, shutdown| async move {
+            let publish = |key: &str| {
+                let publish = command(&["publish".into(), 3.0.into(), Value::Null, key.into()]);
+                [create_stream(), publish].concat()
+            };
+            let aware = [handshake(), connect_with(1.0), publish("aware")].concat();
+            let mut aware = lives_after(rtmp, &aware).await;
+            let unaware = [handshake(), connect(), publish("unaware")].concat();
+            let mut unaware = lives_after(rtmp, &unaware).await;
+            let mut owner = OwnershipClient::connect(format!("http://{grpc}"))
+                .await
+                .expect("connects");
+            let mut asked = async || {
+                let inquiry = Inquiry {
+                    stream: "live/aware".to_owned(),
+                    node: "o2".to_owned(),
+                };
+                owner.inquire(inquiry).await.expect("answered").into_inner()
+            };
+            assert!(asked().await.publishing);
+            shutdown.cancel();
+            let mut last = Vec::new();
+            let closed = timeout(PATIENCE, unaware.read_to_end(&mut last)).await;
+            closed.expect("in time").expect("closed");
+            let says = |bytes: &[u8], text: &str| {
+                bytes
+                    .windows(text.len())
+                    .any(|part| part == text.as_bytes())
+            };
+            assert!(says(&last, "the server is stopping"), "{last:?}");
+            assert!(!says(&last, "ReconnectRequest"), "{last:?}");
+
+            let mut answer = Vec::new();
+            timeout(PATIENCE, async {
+                while !says(&answer, "rtmp://elsewhere:1935/live") {
+                    answer.push(aware.read_u8().await.expect("it is not cut"));
+                }
+            })
+            .await
+            .expect("it is asked");
+            assert!(says(&answer, "NetConnection.Connect.ReconnectRequest"));
+            // It may send on, and another origin may have its stream.
+            aware.write_all(&ping()).await.expect("taken");
+            timeout(PATIENCE, async {
+                while !answer.ends_with(&[0, 7, 1, 2, 3, 4]) {
+                    answer.push(aware.read_u8().await.expect("it is not cut"));
+                }
+            })
+            .await
+            .expect("the ping is answered");
+            let standing = asked().await;
+            assert!(!standing.publishing);
+            assert_eq!(standing.node, "o1");
+            drop(aware);
+        },
+    );
 }
 
 /// Every fault a hostile publisher may make, as bytes, with the `reason` it is counted under.

@@ -188,6 +188,13 @@ async fn start(
             )
         }
         Role::Origin | Role::Edge => {
+            if let Some(tls) = settings.directory.tls() {
+                // A file that is missing is a mistake of now; later ones are tried again.
+                let read = io.spawn(async move { tls.read().await });
+                read.await
+                    .context("this node stops")?
+                    .context("[directory]")?;
+            }
             let (directory, described) = directory(role, &settings, &id, &clock, &io);
             let node = node(id.clone(), directory);
             match role {
@@ -290,6 +297,7 @@ fn directory(
             endpoints: config.etcd.clone(),
             cluster: settings.cluster.clone(),
             user: user.map(|(name, password)| (name, password.reveal().to_owned())),
+            tls: config.tls(),
             lease_ttl: etcd::LEASE_TTL,
         };
         let described = format!("etcd {}", config.etcd.join(", "));

@@ -1,12 +1,13 @@
 //! The configuration's schema, and what must hold across its sections.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use headwater_media::id::NodeId;
 use headwater_node::auth::Token;
-use headwater_node::directory::ClusterName;
+use headwater_node::directory::{ClusterName, etcd};
 use headwater_node::telemetry::LogConfig;
 use serde::Deserialize;
 
@@ -56,8 +57,14 @@ pub(super) struct Admin {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Directory {
-    /// Client URLs of etcd's members, `http://host:port`.
+    /// Client URLs of etcd's members, `http://host:port` or `https://host:port`.
     pub(super) etcd: Vec<String>,
+    /// Certificates of the authorities that etcd's are checked against, a PEM file; for `https:`.
+    pub(super) ca: Option<PathBuf>,
+    /// This node's certificate for etcd, a PEM file.
+    pub(super) cert: Option<PathBuf>,
+    /// Its key, a PEM file.
+    pub(super) key: Option<PathBuf>,
     /// Name at etcd, if it asks for one.
     pub(super) username: Option<String>,
     /// Password at etcd.
@@ -104,6 +111,37 @@ impl Default for Admin {
     }
 }
 
+impl Directory {
+    /// How etcd is trusted, if it is reached by TLS.
+    pub(super) fn tls(&self) -> Option<etcd::Tls> {
+        let ca = self.ca.clone()?;
+        let identity = self.cert.clone().zip(self.key.clone());
+        Some(etcd::Tls { ca, identity })
+    }
+
+    fn checked_tls(&self) -> anyhow::Result<()> {
+        let secure = self.etcd.iter().filter(|url| url.starts_with("https:"));
+        let (secure, all) = (secure.count(), self.etcd.len());
+        ensure!(
+            secure == 0 || secure == all,
+            "directory.etcd: either all URLs are https, or none"
+        );
+        ensure!(
+            (secure > 0) == self.ca.is_some(),
+            "directory.ca is the file that https URLs of directory.etcd are checked against: give both or neither"
+        );
+        ensure!(
+            self.cert.is_some() == self.key.is_some(),
+            "directory.cert and directory.key go together"
+        );
+        ensure!(
+            self.ca.is_some() || self.cert.is_none(),
+            "directory.cert is for https URLs of directory.etcd"
+        );
+        Ok(())
+    }
+}
+
 impl Settings {
     /// Checks what concerns more than one key, for the role that is to run.
     pub(super) fn checked(self, role: Role) -> anyhow::Result<Self> {
@@ -122,6 +160,7 @@ impl Settings {
                  (directory.origins)"
             ),
         }
+        directory.checked_tls()?;
         if let Some([min, max]) = self.edge.playout_delay_ms {
             ensure!(
                 min <= max && max <= 40_950,
@@ -143,6 +182,10 @@ impl Settings {
         }
         if let Some(url) = &self.edge.public_url {
             check_url(url, &["http", "https"]).context("edge.public_url")?;
+        }
+        if !self.rtmp.reconnect_url.is_empty() {
+            check_url(&self.rtmp.reconnect_url, &["rtmp", "rtmps"])
+                .context("rtmp.reconnect_url")?;
         }
         Ok(self)
     }
@@ -309,6 +352,37 @@ mod tests {
         assert!(error.to_string().contains("--origin URL"), "{error}");
         assert!(with(etcd, etcd).checked(Role::Edge).is_err());
         assert!(with(&["e:2379"], &[]).checked(Role::Edge).is_err());
+    }
+
+    #[test]
+    fn https_and_the_files_for_it_go_together() {
+        let with = |urls: &[&str], files: [Option<&str>; 3]| {
+            let [ca, cert, key] = files.map(|file| file.map(PathBuf::from));
+            let directory = Directory {
+                etcd: urls.iter().map(ToString::to_string).collect(),
+                ca,
+                cert,
+                key,
+                ..Directory::default()
+            };
+            let settings = Settings {
+                directory,
+                ..Settings::default()
+            };
+            settings.checked(Role::Origin)
+        };
+        let (plain, secure) = ("http://e:2379", "https://e:2379");
+        assert!(with(&[plain], [None; 3]).is_ok());
+        assert!(with(&[secure], [Some("ca"), None, None]).is_ok());
+        let all = [Some("ca"), Some("cert"), Some("key")];
+        let settings = with(&[secure, secure], all).expect("complete");
+        let tls = settings.directory.tls().expect("for https");
+        assert_eq!(tls.identity, Some(("cert".into(), "key".into())));
+        assert!(with(&[secure, plain], all).is_err());
+        assert!(with(&[plain], all).is_err());
+        assert!(with(&[secure], [None; 3]).is_err());
+        assert!(with(&[secure], [Some("ca"), Some("cert"), None]).is_err());
+        assert!(with(&[], [None, Some("cert"), Some("key")]).is_err());
     }
 
     #[test]

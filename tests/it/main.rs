@@ -11,6 +11,7 @@ mod failover;
 mod ladder;
 mod operations;
 mod overload;
+mod ownership;
 mod play;
 mod publish;
 mod renditions;

@@ -73,6 +73,8 @@ pub(crate) struct Cluster {
     io: Option<tokio::runtime::Runtime>,
     origin: Option<Origin>,
     pub(crate) edge: Node,
+    /// Further nodes get their views of it.
+    directory: MemoryDirectory,
 }
 
 impl Cluster {
@@ -85,17 +87,21 @@ impl Cluster {
         let origin_id: NodeId = "o1".parse().expect("an id");
         let directory = MemoryDirectory::new(origin_id);
         let view = directory.view("e1".parse().expect("an id"));
-        let mut config = headwater_origin::Config::default();
-        let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
-        config.origin.grpc = any;
-        config.rtmp.listen = any;
-        settings(&mut config);
-        let origin = headwater_origin::start(config, node("o1", Arc::new(directory), &io)).await;
+        let own = directory.view("o1".parse().expect("an id"));
+        let origin = start(node("o1", Arc::new(own), &io), settings).await;
         Self {
-            origin: Some(origin.expect("an origin")),
+            origin: Some(origin),
             edge: node("e1", Arc::new(view), &io),
             io: Some(io),
+            directory,
         }
+    }
+
+    /// Another origin of the cluster.
+    pub(crate) async fn another(&self, id: &str) -> Origin {
+        let view = self.directory.view(id.parse().expect("an id"));
+        let io = self.io.as_ref().expect("it runs");
+        start(node(id, Arc::new(view), io), |_| {}).await
     }
 
     pub(crate) fn origin(&self) -> &Origin {
@@ -103,24 +109,11 @@ impl Cluster {
     }
 
     async fn try_publish(&self) -> Result<Publication, PublishError> {
-        let request = PublishRequest {
-            name: name(),
-            peer: "127.0.0.1:1".parse().expect("an address"),
-            encoder: Some("a test".to_owned()),
-        };
-        self.origin().registry().publish(request).await
+        try_publish(self.origin()).await
     }
 
-    async fn publish(&self) -> Publisher {
-        let publication = self.try_publish().await.expect("accepted");
-        let avcc = Bytes::from_static(AVCC);
-        let video = h264::Configuration::parse(avcc).expect("valid");
-        publication.configure(SourceTrack::DEFAULT, Configuration::H264(video));
-        Publisher {
-            publication,
-            clock: Clock::system(),
-            next: 0,
-        }
+    pub(crate) async fn publish(&self) -> Publisher {
+        Publisher::new(self.try_publish().await.expect("accepted"))
     }
 
     pub(crate) fn subscribe(&self, node: &Node) -> Subscription {
@@ -156,15 +149,46 @@ impl Drop for Cluster {
     }
 }
 
-struct Publisher {
-    publication: Publication,
+async fn start(node: Node, settings: impl FnOnce(&mut headwater_origin::Config)) -> Origin {
+    let mut config = headwater_origin::Config::default();
+    let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+    config.origin.grpc = any;
+    config.rtmp.listen = any;
+    settings(&mut config);
+    let origin = headwater_origin::start(config, node).await;
+    origin.expect("an origin")
+}
+
+pub(crate) async fn try_publish(origin: &Origin) -> Result<Publication, PublishError> {
+    let request = PublishRequest {
+        name: name(),
+        peer: "127.0.0.1:1".parse().expect("an address"),
+        encoder: Some("a test".to_owned()),
+    };
+    origin.registry().publish(request).await
+}
+
+pub(crate) struct Publisher {
+    pub(crate) publication: Publication,
     clock: Clock,
     next: u64,
 }
 
 impl Publisher {
+    /// One that was accepted and has said what it sends.
+    pub(crate) fn new(publication: Publication) -> Self {
+        let avcc = Bytes::from_static(AVCC);
+        let video = h264::Configuration::parse(avcc).expect("valid");
+        publication.configure(SourceTrack::DEFAULT, Configuration::H264(video));
+        Self {
+            publication,
+            clock: Clock::system(),
+            next: 0,
+        }
+    }
+
     /// Sends pictures of `bytes` each, as fast as the stream takes them.
-    async fn send(&mut self, frames: u64, bytes: usize) {
+    pub(crate) async fn send(&mut self, frames: u64, bytes: usize) {
         for _ in 0..frames {
             let dts = MediaTime::from_millis(i64::try_from(self.next * 33).expect("small"));
             let keyframe = self.next.is_multiple_of(GOP);
@@ -224,7 +248,7 @@ impl Subscription {
             .expect("the subscription lives")
     }
 
-    async fn unit(&mut self) -> Arc<AccessUnit> {
+    pub(crate) async fn unit(&mut self) -> Arc<AccessUnit> {
         if let Some(unit) = self.waiting.pop_front() {
             return unit;
         }
@@ -237,7 +261,7 @@ impl Subscription {
         }
     }
 
-    async fn state(&mut self, wanted: UpstreamState) {
+    pub(crate) async fn state(&mut self, wanted: UpstreamState) {
         loop {
             match self.feed().await {
                 Feed::Upstream(state) if state == wanted => return,

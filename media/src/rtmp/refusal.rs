@@ -9,6 +9,8 @@ pub enum Refusal {
     Token,
     /// Somebody else is publishing under this name.
     Busy,
+    /// The server that has the stream does not answer, and has to be waited for.
+    Held,
     /// This server has no room, or can't decide now; trying again may work.
     Unavailable,
     /// The server is stopping.
@@ -32,6 +34,7 @@ impl Refusal {
             Self::Name => "name",
             Self::Token => "token",
             Self::Busy => "busy",
+            Self::Held => "held",
             Self::Unavailable => "unavailable",
             Self::Stopping => "stopping",
             Self::Replaced => "replaced",
@@ -56,6 +59,10 @@ impl Refusal {
             Self::Busy => (
                 "NetStream.Publish.BadName",
                 "this stream already has a publisher",
+            ),
+            Self::Held => (
+                "NetStream.Publish.BadName",
+                "the server that has this stream does not answer; it is free within 15 seconds: try again",
             ),
             Self::Unavailable => (
                 "NetStream.Publish.BadName",

@@ -108,6 +108,8 @@ struct Connected {
     /// Raw, with query.
     app: String,
     encoder: Option<String>,
+    /// It follows `NetConnection.Connect.ReconnectRequest`.
+    reconnects: bool,
 }
 
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use futures_util::future::BoxFuture;
 use headwater_media::id::{Epoch, StreamName};
 use tokio::sync::watch;
 
-use super::{Directory, Error, NodeRecord, StreamRecord, Upstream};
+use super::{Directory, Error, Incarnation, NodeRecord, StreamRecord, Upstream};
 
 /// A fixed list of origins.
 #[derive(Debug)]
@@ -30,12 +30,26 @@ impl Directory for FixedDirectory {
         async { Ok(()) }.boxed()
     }
 
-    fn claim(&self, _: StreamName, _: String) -> BoxFuture<'_, Result<Epoch, Error>> {
+    /// Nobody looks here for this node's claims either.
+    fn incarnation(&self) -> Incarnation {
+        Incarnation::default()
+    }
+
+    fn claim(
+        &self,
+        _: StreamName,
+        _: String,
+        _: Option<Epoch>,
+    ) -> BoxFuture<'_, Result<Epoch, Error>> {
         async { Err(Error::ReadOnly) }.boxed()
     }
 
     fn release(&self, _: StreamName, _: Epoch) -> BoxFuture<'_, Result<(), Error>> {
         async { Err(Error::ReadOnly) }.boxed()
+    }
+
+    fn owns(&self, _: &StreamName, _: Epoch) -> bool {
+        false
     }
 
     fn upstreams(&self, _: &StreamName) -> Vec<Upstream> {
@@ -87,7 +101,7 @@ mod tests {
             .map(|upstream| upstream.grpc_url)
             .collect();
         assert_eq!(urls, ["http://a:1", "http://b:1"]);
-        let claimed = directory.claim(name, "http://c:1".into()).await;
+        let claimed = directory.claim(name, "http://c:1".into(), None).await;
         assert!(matches!(claimed, Err(Error::ReadOnly)));
     }
 }

@@ -13,12 +13,12 @@ use tokio::sync::watch;
 
 use crate::clock::Clock;
 
-use super::{Directory, Error, NodeRecord, StreamRecord, Upstream};
+use super::{Claimant, Directory, Error, Incarnation, NodeRecord, StreamRecord, Upstream};
 
 /// One node's view of an in-process directory.
 #[derive(Debug)]
 pub struct MemoryDirectory {
-    id: NodeId,
+    own: Claimant,
     shared: Arc<Shared>,
 }
 
@@ -49,7 +49,7 @@ impl MemoryDirectory {
             changes: watch::Sender::new(0),
         };
         Self {
-            id,
+            own: Claimant::new(id),
             shared: Arc::new(shared),
         }
     }
@@ -57,15 +57,15 @@ impl MemoryDirectory {
     /// The same directory, seen by node `id`.
     pub fn view(&self, id: NodeId) -> Self {
         Self {
-            id,
+            own: Claimant::new(id),
             shared: Arc::clone(&self.shared),
         }
     }
 
     fn remove_own(&self) {
         let mut table = self.shared.table();
-        table.nodes.remove(&self.id);
-        table.streams.retain(|_, record| record.origin != self.id);
+        table.nodes.remove(&self.own.id);
+        table.streams.retain(|_, record| !self.own.wrote(record));
         drop(table);
         self.shared.changed();
     }
@@ -92,18 +92,30 @@ impl Drop for MemoryDirectory {
 impl Directory for MemoryDirectory {
     fn announce(&self, record: NodeRecord) -> BoxFuture<'_, Result<(), Error>> {
         async move {
-            self.shared.table().nodes.insert(self.id.clone(), record);
+            self.shared
+                .table()
+                .nodes
+                .insert(self.own.id.clone(), record);
             self.shared.changed();
             Ok(())
         }
         .boxed()
     }
 
-    fn claim(&self, name: StreamName, grpc_url: String) -> BoxFuture<'_, Result<Epoch, Error>> {
+    fn incarnation(&self) -> Incarnation {
+        self.own.incarnation
+    }
+
+    fn claim(
+        &self,
+        name: StreamName,
+        grpc_url: String,
+        over: Option<Epoch>,
+    ) -> BoxFuture<'_, Result<Epoch, Error>> {
         async move {
             let mut table = self.shared.table();
             if let Some(held) = table.streams.get(&name)
-                && held.origin != self.id
+                && !self.own.may_claim(Some(held), over)
             {
                 return Err(Error::Held(held.clone()));
             }
@@ -111,7 +123,8 @@ impl Directory for MemoryDirectory {
             let epoch = Epoch(table.epoch);
             let record = StreamRecord {
                 name: name.clone(),
-                origin: self.id.clone(),
+                origin: self.own.id.clone(),
+                incarnation: self.own.incarnation,
                 epoch,
                 grpc_url,
             };
@@ -129,7 +142,7 @@ impl Directory for MemoryDirectory {
             let ours = table
                 .streams
                 .get(&name)
-                .is_some_and(|held| held.origin == self.id && held.epoch == epoch);
+                .is_some_and(|held| self.own.wrote(held) && held.epoch == epoch);
             if ours {
                 table.streams.remove(&name);
                 drop(table);
@@ -138,6 +151,12 @@ impl Directory for MemoryDirectory {
             Ok(())
         }
         .boxed()
+    }
+
+    fn owns(&self, name: &StreamName, epoch: Epoch) -> bool {
+        let table = self.shared.table();
+        let record = table.streams.get(name);
+        record.is_some_and(|record| self.own.wrote(record) && record.epoch >= epoch)
     }
 
     fn upstreams(&self, name: &StreamName) -> Vec<Upstream> {
@@ -192,6 +211,8 @@ mod tests {
     async fn the_suite_holds() {
         suite::claims_are_exclusive_and_epochs_only_grow(&cluster()).await;
         suite::a_release_is_of_one_epoch(&cluster()).await;
+        suite::a_void_claim_is_taken_over_once(&cluster()).await;
+        suite::a_restarted_node_reclaims_and_its_earlier_run_loses(&cluster()).await;
         suite::changes_wake_who_waits(&cluster()).await;
         suite::nodes_come_change_and_go(&cluster()).await;
         suite::concurrent_claims_have_one_winner(&cluster()).await;

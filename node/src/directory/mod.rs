@@ -11,11 +11,14 @@ use headwater_media::id::{Epoch, NodeId, StreamName};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+mod claimant;
 pub mod etcd;
 pub mod fixed;
 pub mod memory;
 #[cfg(test)]
 mod suite;
+
+pub use claimant::{Claimant, Restore};
 
 /// The name of a cluster: 1 to 63 characters of `A-Z a-z 0-9 . _ -`. Clusters of different names share an etcd without
 /// seeing each other.
@@ -57,6 +60,19 @@ pub enum Role {
     Edge,
 }
 
+/// One run of a node's process: one that was restarted under its id is another incarnation. Random, never given twice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Incarnation(pub u64);
+
+impl Incarnation {
+    /// Of a run that begins.
+    pub fn new() -> Self {
+        // Zero is what records of nodes that don't know incarnations read as.
+        Self(rand::random_range(1..=u64::MAX))
+    }
+}
+
 /// A node as others see it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -83,6 +99,8 @@ pub struct StreamRecord {
     pub name: StreamName,
     /// Its owner.
     pub origin: NodeId,
+    /// The owner's run that claimed it.
+    pub incarnation: Incarnation,
     /// The owner's fencing token for it.
     pub epoch: Epoch,
     /// Where the owner's gRPC is reached.
@@ -127,12 +145,25 @@ pub trait Directory: Send + Sync + 'static {
     /// Announces this node, or replaces its record, until [`Self::withdraw`] or the loss of this node.
     fn announce(&self, record: NodeRecord) -> BoxFuture<'_, Result<(), Error>>;
 
+    /// The run of this node that its claims name.
+    fn incarnation(&self) -> Incarnation;
+
     /// Claims a stream name for this node and yields an epoch above all that were ever given for it.
-    /// A name this node already owns is claimed anew, with a higher epoch.
-    fn claim(&self, name: StreamName, grpc_url: String) -> BoxFuture<'_, Result<Epoch, Error>>;
+    /// A name this node already owns, or an earlier run of it did, is claimed anew, with a higher epoch; so is one that another node
+    /// owns at the epoch `over`, which the caller knows to be void. Whoever claimed it since keeps it.
+    fn claim(
+        &self,
+        name: StreamName,
+        grpc_url: String,
+        over: Option<Epoch>,
+    ) -> BoxFuture<'_, Result<Epoch, Error>>;
 
     /// Gives a stream name up, if this node still owns it at `epoch`.
     fn release(&self, name: StreamName, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// This node's claim of `epoch` stands as far as is known: nobody has claimed the stream since. Also while the directory is
+    /// away, and when it let this node's records go, which are put again then. Answers without a round trip.
+    fn owns(&self, name: &StreamName, epoch: Epoch) -> bool;
 
     /// Where a stream can be had, best first; empty if nobody has it as far as is known. Answers from the
     /// watched copy, without a round trip. A fixed list names all its origins for every stream.

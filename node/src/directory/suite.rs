@@ -52,8 +52,17 @@ pub(crate) async fn until(
 
 pub(crate) async fn claim(directory: &Arc<dyn Directory>, stream: &str) -> Result<Epoch, Error> {
     directory
-        .claim(name(stream), "http://here:7070".to_owned())
+        .claim(name(stream), "http://here:7070".to_owned(), None)
         .await
+}
+
+async fn take_over(
+    directory: &Arc<dyn Directory>,
+    stream: &str,
+    over: Epoch,
+) -> Result<Epoch, Error> {
+    let url = "http://there:7070".to_owned();
+    directory.claim(name(stream), url, Some(over)).await
 }
 
 fn owner(directory: &dyn Directory, stream: &str) -> Option<(String, Epoch)> {
@@ -123,6 +132,46 @@ pub(crate) async fn a_release_is_of_one_epoch(cluster: &impl Cluster) {
     until_gone(&b, "live/y").await;
     a.withdraw().await;
     b.withdraw().await;
+}
+
+pub(crate) async fn a_void_claim_is_taken_over_once(cluster: &impl Cluster) {
+    let (a, b, c) = (cluster.node("a"), cluster.node("b"), cluster.node("c"));
+    let first = claim(&a, "live/v").await.expect("free");
+    let taken = take_over(&b, "live/v", first).await.expect("void");
+    assert!(taken > first);
+    match take_over(&c, "live/v", first).await {
+        Err(Error::Held(held)) => {
+            assert_eq!((held.origin.as_str(), held.epoch), ("b", taken));
+            assert_eq!(held.incarnation, b.incarnation());
+        }
+        other => panic!("it was taken over since: {other:?}"),
+    }
+    until(&a, "a has lost it", |a| !a.owns(&name("live/v"), first)).await;
+    assert!(b.owns(&name("live/v"), taken));
+    a.release(name("live/v"), first)
+        .await
+        .expect("nothing to do");
+    assert!(matches!(claim(&a, "live/v").await, Err(Error::Held(_))));
+    for node in [a, b, c] {
+        node.withdraw().await;
+    }
+}
+
+pub(crate) async fn a_restarted_node_reclaims_and_its_earlier_run_loses(cluster: &impl Cluster) {
+    let (old, new) = (cluster.node("same"), cluster.node("same"));
+    let first = claim(&old, "live/i").await.expect("free");
+    let second = claim(&new, "live/i").await.expect("at once");
+    assert!(second > first);
+    until(&old, "the earlier run lost it", |old| {
+        !old.owns(&name("live/i"), first)
+    })
+    .await;
+    old.release(name("live/i"), first)
+        .await
+        .expect("nothing to do");
+    assert!(new.owns(&name("live/i"), second));
+    new.withdraw().await;
+    old.withdraw().await;
 }
 
 pub(crate) async fn changes_wake_who_waits(cluster: &impl Cluster) {

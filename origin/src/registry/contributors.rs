@@ -6,7 +6,8 @@ use actix::{Handler, Message};
 use headwater_media::id::{ContributorId, RenditionName};
 use metrics::counter;
 
-use super::{PublishError, PublishRequest, StreamRegistry};
+use super::actor::StreamRegistry;
+use super::{PublishError, PublishRequest};
 use crate::contribution::{Contribution, Contributor, Refused};
 use crate::describe::Publisher;
 use crate::metrics as names;
@@ -31,7 +32,7 @@ impl StreamRegistry {
         request: PublishRequest,
         rendition: RenditionName,
     ) -> Result<Contribution, PublishError> {
-        if self.stopping {
+        if self.leaving() {
             return Err(PublishError::Stopping);
         }
         let known = self.entries.contains_key(&request.name);

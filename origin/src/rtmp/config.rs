@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// Where RTMP listens. `[::]:1935` takes IPv4 and IPv6.
     pub listen: SocketAddr,
+    /// Where publishers that can be asked to reconnect are sent when this origin stops, `rtmp://host[:port]`; their application is put
+    /// behind it. Empty: to where they connected.
+    pub reconnect_url: String,
     /// Connections at once (count), publishing or not.
     pub connections_max: usize,
     /// Connections at once from one IPv4 address or IPv6 /64 (count).
@@ -54,6 +57,7 @@ impl Default for Config {
         let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         Self {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 1935)),
+            reconnect_url: String::new(),
             connections_max: 1000,
             connections_per_ip_max: 100,
             handshake_timeout_ms: millis(limits.handshake_timeout),

@@ -27,6 +27,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// publisher's reconnect leaves behind.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(15);
 const TCP_KEEPALIVE: Duration = Duration::from_secs(5);
+/// Publishers that are asked to reconnect have this long to do so: a connection and a claim elsewhere take well under a second.
+const RECONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Sessions that are told to stop have this long to say goodbye.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -34,6 +36,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Listener {
     address: SocketAddr,
+    drain: CancellationToken,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -54,7 +57,8 @@ impl Listener {
         let _runtime = node.io.enter();
         let listener = TcpListener::from_std(socket)?;
         let address = listener.local_addr()?;
-        let stop = node.shutdown.child_token();
+        let drain = node.shutdown.child_token();
+        let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         let acceptor = Acceptor {
             listener,
@@ -63,6 +67,8 @@ impl Listener {
                 publish_token,
                 registry,
                 clock: node.clock.clone(),
+                reconnect_url: Some(config.reconnect_url.clone()).filter(|url| !url.is_empty()),
+                drain: drain.clone(),
                 stop: stop.clone(),
             }),
             slots: Arc::new(Slots {
@@ -76,6 +82,7 @@ impl Listener {
         tasks.spawn_on(acceptor.run(), &node.io);
         Ok(Self {
             address,
+            drain,
             stop,
             tasks,
         })
@@ -84,6 +91,15 @@ impl Listener {
     /// Where it listens.
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Stops accepting and sends publishers elsewhere: those who know the request are asked to reconnect and have a moment for it, the
+    /// others are told to leave.
+    pub async fn drain(&self) {
+        self.drain.cancel();
+        self.tasks.close();
+        // Whoever is left is told to leave by `stop`.
+        let _ = tokio::time::timeout(RECONNECT_TIMEOUT, self.tasks.wait()).await;
     }
 
     /// Stops accepting, tells all publishers to leave, and waits a moment for that.
@@ -120,6 +136,7 @@ impl Acceptor {
     async fn run(self) {
         loop {
             let accepted = tokio::select! {
+                () = self.context.drain.cancelled() => return,
                 () = self.context.stop.cancelled() => return,
                 accepted = self.listener.accept() => accepted,
             };

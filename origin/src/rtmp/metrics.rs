@@ -14,6 +14,8 @@ pub(super) const PUBLISHES: &str = "headwater_origin_rtmp_publishes_total";
 pub(super) const CLOSES: &str = "headwater_origin_rtmp_closes_total";
 /// Connections ended because the peer broke the protocol, a limit or a deadline, by `reason`.
 pub(super) const FAULTS: &str = "headwater_origin_rtmp_faults_total";
+/// Publishers that were asked to reconnect elsewhere.
+pub(super) const RECONNECTS: &str = "headwater_origin_rtmp_reconnect_requests_total";
 /// Bytes read.
 pub(super) const RECEIVED: &str = "headwater_origin_rtmp_received_bytes_total";
 /// Audio and video messages that could not be used, by `kind` and `reason`.
@@ -32,6 +34,10 @@ pub(super) fn describe() {
     describe_counter!(
         FAULTS,
         "RTMP connections ended because the peer broke the protocol, a limit or a deadline"
+    );
+    describe_counter!(
+        RECONNECTS,
+        "Publishers that were asked to reconnect because this origin stops"
     );
     describe_counter!(RECEIVED, Unit::Bytes, "Bytes received by RTMP");
     describe_counter!(

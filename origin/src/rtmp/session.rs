@@ -39,6 +39,10 @@ pub(super) struct Context {
     pub(super) publish_token: Option<Token>,
     pub(super) registry: Registry,
     pub(super) clock: Clock,
+    /// See [`super::Config::reconnect_url`].
+    pub(super) reconnect_url: Option<String>,
+    /// Publishers are to go elsewhere.
+    pub(super) drain: CancellationToken,
     pub(super) stop: CancellationToken,
 }
 
@@ -82,6 +86,7 @@ pub(super) async fn run(stream: TcpStream, peer: SocketAddr, context: Arc<Contex
             context,
             live: None,
             received: 0,
+            asked_to_reconnect: false,
         };
         let close = session.serve().await;
         session.finish(&close).await;
@@ -97,6 +102,7 @@ struct Connection {
     context: Arc<Context>,
     live: Option<Live>,
     received: u64,
+    asked_to_reconnect: bool,
 }
 
 /// What was accepted.
@@ -129,6 +135,7 @@ enum Woken {
     Read(std::io::Result<usize>),
     Timer,
     Revoked(Revoked),
+    Draining,
     Stopping,
 }
 
@@ -141,12 +148,14 @@ impl Connection {
             }
             let woken = {
                 let (live, stream) = (&self.live, &mut self.stream);
+                let context = &self.context;
                 let deadline = self.core.poll_timeout().map(tokio::time::Instant::from_std);
                 tokio::select! {
                     read = stream.read(&mut buffer) => Woken::Read(read),
                     () = sleep_until(deadline) => Woken::Timer,
                     reason = revoked(live) => Woken::Revoked(reason),
-                    () = self.context.stop.cancelled() => Woken::Stopping,
+                    () = context.stop.cancelled() => Woken::Stopping,
+                    () = context.drain.cancelled(), if !self.asked_to_reconnect => Woken::Draining,
                 }
             };
             let now = self.context.clock.now();
@@ -161,6 +170,19 @@ impl Connection {
                 Woken::Read(Ok(0) | Err(_)) => return Close::Left,
                 Woken::Timer => self.core.handle_timeout(now),
                 Woken::Revoked(reason) => return Close::Refused(refusal(reason)),
+                Woken::Draining => {
+                    let url = self.context.reconnect_url.as_deref();
+                    match self.core.request_reconnect(url) {
+                        // It sends on until it has found its new place, whose origin takes the stream over.
+                        Ok(true) => {
+                            counter!(names::RECONNECTS).increment(1);
+                            self.asked_to_reconnect = true;
+                            Ok(())
+                        }
+                        Ok(false) => return Close::Refused(Refusal::Stopping),
+                        Err(fault) => Err(fault),
+                    }
+                }
                 Woken::Stopping => return Close::Refused(Refusal::Stopping),
             };
             if let Err(fault) = result {
@@ -259,6 +281,7 @@ impl Connection {
         info!(stream = %name, %error, "refused a publisher");
         Err(match error {
             PublishError::Busy | PublishError::HeldElsewhere(_) => Refusal::Busy,
+            PublishError::OwnerSilent(_) => Refusal::Held,
             PublishError::DirectoryUnavailable(_) | PublishError::TooManyStreams => {
                 Refusal::Unavailable
             }

@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Process, eventually, free_ports, get, seconds};
+use super::{Process, Wire, eventually, free_ports, get, seconds};
 
 /// How nodes find each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -197,6 +197,28 @@ impl Cluster {
             }
         }
         cluster
+    }
+
+    /// Two origins and an edge. The first origin reaches etcd by a way that can be cut.
+    pub(crate) fn two_origins(options: &Options) -> (Self, Wire) {
+        let (etcd, url) = start_etcd();
+        let port = url.rsplit(':').next().and_then(|port| port.parse().ok());
+        let wire = Wire::to(port.expect("a URL with a port"));
+        let cut = format!("http://127.0.0.1:{}", wire.port());
+        let nodes = [
+            (Role::Origin, "o1", &cut),
+            (Role::Origin, "o2", &url),
+            (Role::Edge, "e1", &url),
+        ];
+        let nodes = nodes.map(|(role, id, url)| {
+            let directory = ["--etcd".to_owned(), url.clone()];
+            Node::start(role, id, &directory, options)
+        });
+        let cluster = Self {
+            nodes: nodes.into(),
+            etcd: Some(etcd),
+        };
+        (cluster, wire)
     }
 
     /// The node that takes publishers.

@@ -6,19 +6,21 @@ mod publisher;
 mod relay;
 mod stamped;
 mod viewer;
+mod wire;
 
 use std::time::Duration;
 
 pub(crate) use headwater_bench::http::{Answer, get, request};
 pub(crate) use headwater_bench::time::{now, pause};
 
-pub(crate) use cluster::{Cluster, Directory, Options};
+pub(crate) use cluster::{Cluster, Directory, Node, Options};
 pub(crate) use headwater_bench::ports::free as free_ports;
 pub(crate) use process::Process;
 pub(crate) use publisher::{Picture, Publisher, Sound};
 pub(crate) use relay::Relay;
 pub(crate) use stamped::Stamped;
 pub(crate) use viewer::{Viewer, number, probe};
+pub(crate) use wire::Wire;
 
 /// Asks until there is an answer.
 ///

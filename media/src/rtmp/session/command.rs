@@ -17,13 +17,43 @@ const AAC: &str = "mp4a";
 /// FourCcInfoMask: CanDecode and CanForward.
 const DECODE_AND_FORWARD: f64 = 5.0;
 
-/// CapsExMask: SupportMultitrack and SupportModEx. Not SupportReconnect, nor SupportTimestampNanoOffset: its nanoseconds are passed over.
-const CAPABILITIES: f64 = 6.0;
+/// CapsExMask: SupportReconnect.
+const RECONNECT: u32 = 1;
+
+/// CapsExMask: SupportReconnect, SupportMultitrack and SupportModEx. Not SupportTimestampNanoOffset: its nanoseconds are passed over.
+const CAPABILITIES: f64 = 7.0;
 
 /// The values that each command has in front of its arguments: name, transaction, command object.
 const FIXED_VALUES: usize = 3;
 
 impl Session {
+    /// Asks a publisher to connect anew, to `base` (`rtmp://host[:port]`) with the application it has now, or to where it connected
+    /// before (E-RTMP v2, NetConnection.Connect.ReconnectRequest). It goes on sending until it has done so. False if it did not
+    /// announce that it knows the request, or does not publish.
+    ///
+    /// # Errors
+    /// If the peer does not read.
+    pub fn request_reconnect(&mut self, base: Option<&str>) -> Result<bool, Fault> {
+        let Some(connected) = self.connected.as_ref().filter(|peer| peer.reconnects) else {
+            return Ok(false);
+        };
+        if self.publishing.is_none() {
+            return Ok(false);
+        }
+        let url = base.map(|base| format!("{}/{}", base.trim_end_matches('/'), connected.app));
+        let mut info = status_info(
+            "status",
+            "NetConnection.Connect.ReconnectRequest",
+            "the server is stopping",
+        );
+        if let (Value::Object(properties), Some(url)) = (&mut info, url) {
+            properties.push(("tcUrl".to_owned(), Value::String(url)));
+        }
+        self.replies
+            .command(0, "onStatus", 0.0, &[Value::Null, info])?;
+        Ok(true)
+    }
+
     pub(super) fn command(
         &mut self,
         now: Instant,
@@ -155,6 +185,7 @@ impl Session {
         self.connected = Some(Connected {
             app: text("app").unwrap_or("").to_owned(),
             encoder: text("flashVer").map(str::to_owned),
+            reconnects: announced(object.get("capsEx")) & RECONNECT != 0,
         });
         self.replies.window(WINDOW_BYTES)?;
         self.replies.peer_bandwidth(WINDOW_BYTES)?;
@@ -217,4 +248,19 @@ impl Session {
         self.publish_deadline = now.checked_add(self.limits.publish_timeout);
         self.events.push_back(Event::Unpublished);
     }
+}
+
+/// The bits of a mask, none if it is no whole number of 32 bits.
+fn announced(mask: Option<&Value>) -> u32 {
+    let mask = mask.and_then(Value::as_number).unwrap_or(0.0);
+    if mask.fract() != 0.0 || !(0.0..=f64::from(u32::MAX)).contains(&mask) {
+        return 0;
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "whole and in range"
+    )]
+    let bits = mask as u32;
+    bits
 }

@@ -363,12 +363,57 @@ fn what_enhanced_encoders_offer_is_answered_by_what_there_is() {
     assert_eq!(values[2].get("fourCcList"), Some(&codecs));
     let sound = Value::object([("mp4a", 5.0.into())]);
     assert_eq!(values[2].get("audioFourCcInfoMap"), Some(&sound));
-    assert_eq!(values[2].get("capsEx"), Some(&6.0.into()));
+    assert_eq!(values[2].get("capsEx"), Some(&7.0.into()));
     assert_eq!(values[2].get("videoFourCcInfoMap"), None);
     assert_eq!(values[3].get("objectEncoding"), Some(&3.0.into()));
     // A second connect is refused and changes nothing.
     server.feed(&connect(&[])).expect("valid");
     assert_eq!(server.commands(), ["_error NetConnection.Connect.Rejected"]);
+}
+
+#[test]
+fn a_publisher_that_knows_the_request_is_asked_to_reconnect() {
+    let publishing = |capabilities: &[(&str, Value)]| {
+        let mut server = Server::open();
+        server.feed(&connect(capabilities)).expect("valid");
+        server.feed(&create_stream()).expect("valid");
+        let early = server.session.request_reconnect(None);
+        assert_eq!(early, Ok(false), "it does not publish yet");
+        server.feed(&publish("demo")).expect("valid");
+        server.session.accept_publish().expect("room");
+        server.drain();
+        server.output.clear();
+        server
+    };
+    for unaware in [
+        &[][..],
+        &[("capsEx", 6.0.into())],
+        &[("capsEx", 0.5.into())],
+        &[("capsEx", (-1.0).into())],
+        &[("capsEx", "1".into())],
+    ] {
+        let mut server = publishing(unaware);
+        assert_eq!(server.session.request_reconnect(None), Ok(false));
+    }
+    for (base, url) in [
+        (None, None),
+        (Some("rtmp://b:1935"), Some("rtmp://b:1935/live")),
+        (Some("rtmps://b/"), Some("rtmps://b/live")),
+    ] {
+        let mut server = publishing(&[("capsEx", 3.0.into())]);
+        assert_eq!(server.session.request_reconnect(base), Ok(true));
+        server.drain();
+        let values = &server.replies()[0].2;
+        let code = "NetConnection.Connect.ReconnectRequest";
+        assert_eq!(values[3].get("code"), Some(&code.into()));
+        assert_eq!(values[3].get("level"), Some(&"status".into()));
+        assert_eq!(values[3].get("tcUrl").and_then(Value::as_str), url);
+        // It sends on until it has connected anew.
+        server
+            .feed(&message(4, 9, 1, 0, &video_configuration(AVCC)))
+            .expect("taken");
+        assert_eq!(server.events.len(), 2);
+    }
 }
 
 /// OBS says nothing of Enhanced RTMP in `connect` and sends it all the same: the first track as ever, others alone in a message.

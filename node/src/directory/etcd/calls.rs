@@ -4,6 +4,7 @@
 //! one hangs. So each [`Calls`] talks to one endpoint at a time and goes to the next when that one fails or is silent.
 
 use std::future::Future;
+use std::io;
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, Error as EtcdError};
@@ -13,6 +14,7 @@ use tokio::time::timeout;
 use tonic::Code;
 use tracing::debug;
 
+use super::tls::Tls;
 use crate::backoff::Backoff;
 
 /// How long one call may take. Healthy ones take a few milliseconds, one during a leader election up to about 1.5 s.
@@ -35,6 +37,8 @@ pub(super) enum CallError {
     Silent,
     /// etcd, or the way to it, said no.
     Refused(EtcdError),
+    /// The files of TLS can't be read.
+    Files(io::Error),
 }
 
 impl CallError {
@@ -47,7 +51,7 @@ impl CallError {
     /// Asking again, or somebody else, may help.
     fn is_retryable(&self) -> bool {
         match self {
-            Self::Silent => true,
+            Self::Silent | Self::Files(_) => true,
             Self::Refused(EtcdError::GRpcStatus(status)) => matches!(
                 status.code(),
                 Code::Unavailable
@@ -70,6 +74,7 @@ impl std::fmt::Display for CallError {
         match self {
             Self::Silent => f.write_str("no answer in time"),
             Self::Refused(error) => error.fmt(f),
+            Self::Files(error) => error.fmt(f),
         }
     }
 }
@@ -95,6 +100,7 @@ pub(super) struct Connection {
 pub(super) struct Calls {
     endpoints: Vec<String>,
     options: ConnectOptions,
+    tls: Option<Tls>,
     state: Mutex<State>,
 }
 
@@ -106,7 +112,11 @@ struct State {
 
 impl Calls {
     /// `endpoints` must not be empty. Nodes start at different ones, to spread the load.
-    pub(super) fn new(endpoints: Vec<String>, user: Option<(String, String)>) -> Self {
+    pub(super) fn new(
+        endpoints: Vec<String>,
+        user: Option<(String, String)>,
+        tls: Option<Tls>,
+    ) -> Self {
         let mut options = ConnectOptions::new()
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE)
@@ -120,6 +130,7 @@ impl Calls {
         Self {
             endpoints,
             options,
+            tls,
             state: Mutex::new(State {
                 index,
                 generation: 0,
@@ -142,13 +153,20 @@ impl Calls {
             .get(state.index % self.endpoints.len().max(1))
             .cloned()
             .unwrap_or_default();
-        // Without a user this makes no round trip; with one it fetches a token.
-        let connecting = Client::connect([endpoint.as_str()], Some(self.options.clone()));
-        let connected = match timeout(CALL_DEADLINE, connecting).await {
-            Ok(Ok(client)) => Ok(client),
-            Ok(Err(error)) => Err(CallError::Refused(error)),
-            Err(_) => Err(CallError::Silent),
+        let connecting = async {
+            let options = match &self.tls {
+                Some(tls) => {
+                    let tls = tls.read().await.map_err(CallError::Files)?;
+                    self.options.clone().with_tls(tls)
+                }
+                None => self.options.clone(),
+            };
+            // Without a user this makes no round trip; with one it fetches a token.
+            let connecting = Client::connect([endpoint.as_str()], Some(options));
+            connecting.await.map_err(CallError::Refused)
         };
+        let connected = timeout(CALL_DEADLINE, connecting).await;
+        let connected = connected.unwrap_or(Err(CallError::Silent));
         state.generation += 1;
         match connected {
             Ok(client) => {
@@ -213,7 +231,7 @@ impl Calls {
         };
         let reason = match &error {
             CallError::Silent => "silent",
-            CallError::Refused(_) => "refused",
+            CallError::Refused(_) | CallError::Files(_) => "refused",
         };
         counter!(FAILED_TOTAL, "reason" => reason).increment(1);
         debug!(%error, "call to etcd failed");

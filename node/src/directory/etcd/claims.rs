@@ -10,7 +10,7 @@ use tracing::debug;
 use super::calls::{CallError, Repeat};
 use super::records::{StreamValue, epoch_of};
 use super::{Claim, Shared, unavailable};
-use crate::directory::{Error, StreamRecord};
+use crate::directory::{Error, Restore, StreamRecord};
 
 /// How often a claim is tried again after somebody wrote in between, or after silence.
 const ATTEMPTS: usize = 4;
@@ -66,6 +66,7 @@ pub(super) async fn claim(
     shared: &Shared,
     name: StreamName,
     grpc_url: String,
+    over: Option<Epoch>,
 ) -> Result<Epoch, Error> {
     let mut in_doubt: Option<InDoubt<'_>> = None;
     let mut last = "other nodes keep writing the record".to_owned();
@@ -75,7 +76,7 @@ pub(super) async fn claim(
             .await
             .map_err(|error| unavailable(&error))?;
         if let Some(held) = &read.record
-            && held.origin != shared.id
+            && !shared.own_run.may_claim(Some(held), over)
         {
             if let Some(claim) = &mut in_doubt {
                 claim.settle();
@@ -87,7 +88,8 @@ pub(super) async fn claim(
         let known = known_epoch(shared, &name, read.record.as_ref());
         let ahead = (known >= epoch_of(read.revision)).then(|| Epoch(known.0.saturating_add(1)));
         let value = StreamValue {
-            origin: shared.id.clone(),
+            origin: shared.own_run.id.clone(),
+            incarnation: shared.own_run.incarnation,
             grpc_url: grpc_url.clone(),
             epoch: ahead,
         };
@@ -153,7 +155,7 @@ pub(super) async fn release(shared: &Shared, name: StreamName, epoch: Epoch) -> 
 }
 
 /// Removes the record of a claim that was given up, if it is still that claim's. Without an epoch it is any record of this
-/// node, but not while a claim stands: the record says where the stream is, even if its epoch is not the claim's.
+/// run, but not while a claim stands: the record says where the stream is, even if its epoch is not the claim's.
 pub(super) async fn remove(
     shared: &Shared,
     name: &StreamName,
@@ -171,7 +173,7 @@ pub(super) async fn remove(
             }
         }
         let ours = |record: &StreamRecord| {
-            record.origin == shared.id && release.is_none_or(|epoch| record.epoch == epoch)
+            shared.own_run.wrote(record) && release.is_none_or(|epoch| record.epoch == epoch)
         };
         let gone = !read.record.as_ref().is_some_and(ours)
             || write(shared, name, read.written, None).await?.is_some();
@@ -195,29 +197,31 @@ pub(super) async fn restore(
 ) -> Result<(), CallError> {
     for _ in 0..ATTEMPTS {
         let read = read(shared, name).await?;
-        match &read.record {
-            Some(record)
-                if record.origin == shared.id
-                    && record.epoch == claim.epoch
-                    && read.lease == lease =>
-            {
-                return Ok(());
-            }
-            Some(record) if record.epoch > claim.epoch => {
-                debug!(stream = %name, owner = %record.origin, "the stream has a newer owner");
+        let found = read.record.as_ref();
+        match shared.own_run.restore(claim.epoch, found) {
+            Restore::Lost => {
+                debug!(stream = %name, "the stream has a newer owner");
                 let mut own = shared.own();
-                if record.origin != shared.id && own.claims.get(name) == Some(claim) {
+                if own.claims.get(name) == Some(claim) {
                     own.claims.remove(name);
                 }
                 return Ok(());
             }
-            Some(_) | None => {}
+            Restore::Stands => return Ok(()),
+            Restore::Put => {}
+        }
+        let stands = |record: &StreamRecord| {
+            shared.own_run.wrote(record) && record.epoch == claim.epoch && read.lease == lease
+        };
+        if found.is_some_and(stands) {
+            return Ok(());
         }
         if shared.own().claims.get(name) != Some(claim) {
             return Ok(());
         }
         let value = StreamValue {
-            origin: shared.id.clone(),
+            origin: shared.own_run.id.clone(),
+            incarnation: shared.own_run.incarnation,
             grpc_url: claim.grpc_url.clone(),
             epoch: Some(claim.epoch),
         };

@@ -157,7 +157,7 @@ pub(super) async fn put_node(shared: &Shared, lease: i64) -> Result<(), CallErro
     let Some(record) = shared.own().node.clone() else {
         return Ok(());
     };
-    let key = shared.keys.node(&shared.id);
+    let key = shared.keys.node(&shared.own_run.id);
     let value = serde_json::to_vec(&record).unwrap_or_default();
     shared
         .calls

@@ -6,6 +6,7 @@
 //! | [`claims`] | transactions on stream records |
 //! | [`lease`] | keeps this node's lease, and its records under it |
 //! | [`records`] | keys and values |
+//! | [`tls`] | certificates |
 //! | [`watcher`] | the watched copy that all reads are answered from |
 //!
 //! Invariants: reads never make a round trip; the copy and this node's claims outlive any absence of etcd; every record of
@@ -17,7 +18,10 @@ mod lease;
 mod records;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod watcher;
+
+pub use tls::Tls;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,7 +38,9 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
-use super::{ClusterName, Directory, Error, NodeRecord, StreamRecord, Upstream};
+use super::{
+    Claimant, ClusterName, Directory, Error, Incarnation, NodeRecord, StreamRecord, Upstream,
+};
 use crate::clock::Clock;
 use calls::{CallError, Calls, Repeat};
 use records::{Keys, StreamValue, Subject};
@@ -56,12 +62,14 @@ const LOST_CLAIMS_TOTAL: &str = "headwater_directory_lost_claims_total";
 /// How etcd is reached.
 #[derive(Clone)]
 pub struct Options {
-    /// Client URLs of the members, `http://host:port`. Not empty.
+    /// Client URLs of the members, `http://host:port`, or all `https:` with [`Self::tls`]. Not empty.
     pub endpoints: Vec<String>,
     /// The cluster that this node belongs to.
     pub cluster: ClusterName,
     /// Name and password, if etcd asks for them.
     pub user: Option<(String, String)>,
+    /// How `https:` endpoints are trusted.
+    pub tls: Option<Tls>,
     /// How long the records of a node that died stay; [`LEASE_TTL`] unless there is a reason.
     pub lease_ttl: Duration,
 }
@@ -72,6 +80,7 @@ impl fmt::Debug for Options {
             .field("endpoints", &self.endpoints)
             .field("cluster", &self.cluster)
             .field("user", &self.user.as_ref().map(|(name, _)| name))
+            .field("tls", &self.tls)
             .field("lease_ttl", &self.lease_ttl)
             .finish()
     }
@@ -85,7 +94,8 @@ pub struct EtcdDirectory {
 }
 
 struct Shared {
-    id: NodeId,
+    /// This node, in the run that this view is of.
+    own_run: Claimant,
     keys: Keys,
     clock: Clock,
     lease_ttl: Duration,
@@ -127,11 +137,11 @@ impl EtcdDirectory {
     /// Starts the view of node `id`; its tasks run on `io`. Doesn't wait for etcd: see [`Directory::synced`].
     pub fn start(options: Options, id: NodeId, clock: Clock, io: &tokio::runtime::Handle) -> Self {
         let shared = Arc::new(Shared {
-            id,
+            own_run: Claimant::new(id),
             keys: Keys::new(&options.cluster),
             clock,
             lease_ttl: options.lease_ttl,
-            calls: Calls::new(options.endpoints, options.user),
+            calls: Calls::new(options.endpoints, options.user, options.tls),
             lease: watch::Sender::new(None),
             repair: Notify::new(),
             own: Mutex::default(),
@@ -172,13 +182,29 @@ impl Directory for EtcdDirectory {
         .boxed()
     }
 
-    fn claim(&self, name: StreamName, grpc_url: String) -> BoxFuture<'_, Result<Epoch, Error>> {
-        claims::claim(&self.shared, name, grpc_url).boxed()
+    fn incarnation(&self) -> Incarnation {
+        self.shared.own_run.incarnation
+    }
+
+    fn claim(
+        &self,
+        name: StreamName,
+        grpc_url: String,
+        over: Option<Epoch>,
+    ) -> BoxFuture<'_, Result<Epoch, Error>> {
+        claims::claim(&self.shared, name, grpc_url, over).boxed()
     }
 
     /// On [`Error::Unavailable`] the record is removed as soon as etcd answers.
     fn release(&self, name: StreamName, epoch: Epoch) -> BoxFuture<'_, Result<(), Error>> {
         claims::release(&self.shared, name, epoch).boxed()
+    }
+
+    fn owns(&self, name: &StreamName, epoch: Epoch) -> bool {
+        let own = self.shared.own();
+        own.claims
+            .get(name)
+            .is_some_and(|claim| claim.epoch == epoch)
     }
 
     fn upstreams(&self, name: &StreamName) -> Vec<Upstream> {
@@ -266,7 +292,13 @@ impl Shared {
         for kv in kvs {
             fresh.put(&self.keys, kv);
         }
-        *self.copy() = fresh;
+        {
+            let mut own = self.own();
+            for record in fresh.streams.values() {
+                self.check_claim(&mut own, record);
+            }
+            *self.copy() = fresh;
+        }
         self.synced.store(true, Ordering::Release);
         gauge!(SYNCED).set(1.0);
         self.check_own();
@@ -276,10 +308,14 @@ impl Shared {
     /// Takes events over; true means put, false deleted.
     fn apply<'k>(&self, events: impl Iterator<Item = (&'k KeyValue, bool)>) {
         {
+            let mut own = self.own();
             let mut copy = self.copy();
             for (kv, put) in events {
                 if put {
-                    copy.put(&self.keys, kv);
+                    // One by one: who had a stream for a while only, while this node was away, has claimed it all the same.
+                    if let Some(record) = copy.put(&self.keys, kv) {
+                        self.check_claim(&mut own, record);
+                    }
                 } else {
                     copy.delete(&self.keys, kv);
                 }
@@ -289,23 +325,23 @@ impl Shared {
         self.changed();
     }
 
-    /// Compares what this node has claimed with what is there.
+    /// Gives a claim up that another's record is newer than.
+    fn check_claim(&self, own: &mut Own, record: &StreamRecord) {
+        let claim = own.claims.get(&record.name);
+        if claim.is_some_and(|claim| self.own_run.lost(claim.epoch, record)) {
+            own.claims.remove(&record.name);
+            counter!(LOST_CLAIMS_TOTAL).increment(1);
+            warn!(stream = %record.name, owner = %record.origin, epoch = %record.epoch, "another node took the stream over");
+        }
+    }
+
+    /// Looks for records of this node that are missing.
     fn check_own(&self) {
-        let mut own = self.own();
+        let own = self.own();
         let copy = self.copy();
-        let mut missing = own.node.is_some() && !copy.nodes.contains_key(&self.id);
-        own.claims.retain(|name, claim| match copy.streams.get(name) {
-            Some(record) if record.origin != self.id && record.epoch > claim.epoch => {
-                counter!(LOST_CLAIMS_TOTAL).increment(1);
-                warn!(stream = %name, owner = %record.origin, epoch = %record.epoch, "another node took the stream over");
-                false
-            }
-            Some(_) => true,
-            None => {
-                missing = true;
-                true
-            }
-        });
+        let mut claims = own.claims.keys();
+        let missing = own.node.is_some() && !copy.nodes.contains_key(&self.own_run.id)
+            || claims.any(|name| !copy.streams.contains_key(name));
         drop(copy);
         drop(own);
         if missing {
@@ -320,26 +356,29 @@ impl Shared {
 }
 
 impl Copy {
-    fn put(&mut self, keys: &Keys, kv: &KeyValue) {
-        let read = match keys.parse(kv.key()) {
-            None => return,
-            Some(Subject::Node(id)) => {
-                serde_json::from_slice(kv.value()).map(|record: NodeRecord| {
+    /// Takes a record over; yields it if it is a stream's.
+    fn put(&mut self, keys: &Keys, kv: &KeyValue) -> Option<&StreamRecord> {
+        let error = match keys.parse(kv.key())? {
+            Subject::Node(id) => match serde_json::from_slice::<NodeRecord>(kv.value()) {
+                Ok(record) => {
                     self.nodes.insert(id, record);
-                })
-            }
-            Some(Subject::Stream(name)) => {
-                serde_json::from_slice(kv.value()).map(|value: StreamValue| {
+                    return None;
+                }
+                Err(error) => error,
+            },
+            Subject::Stream(name) => match serde_json::from_slice::<StreamValue>(kv.value()) {
+                Ok(value) => {
                     let record = value.record(name.clone(), kv.mod_revision());
-                    self.streams.insert(name, record);
-                })
-            }
+                    self.streams.insert(name.clone(), record);
+                    return self.streams.get(&name);
+                }
+                Err(error) => error,
+            },
         };
-        if let Err(error) = read {
-            counter!(UNREADABLE_TOTAL).increment(1);
-            debug!(key = kv.key_str().unwrap_or_default(), %error, "unreadable record");
-            self.delete(keys, kv);
-        }
+        counter!(UNREADABLE_TOTAL).increment(1);
+        debug!(key = kv.key_str().unwrap_or_default(), %error, "unreadable record");
+        self.delete(keys, kv);
+        None
     }
 
     fn delete(&mut self, keys: &Keys, kv: &KeyValue) {

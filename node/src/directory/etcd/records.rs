@@ -3,7 +3,7 @@
 use headwater_media::id::{Epoch, NodeId, StreamName};
 use serde::{Deserialize, Serialize};
 
-use crate::directory::{ClusterName, StreamRecord};
+use crate::directory::{ClusterName, Incarnation, StreamRecord};
 
 /// The keys of one cluster.
 #[derive(Debug, Clone)]
@@ -59,6 +59,9 @@ impl Keys {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct StreamValue {
     pub(super) origin: NodeId,
+    /// Zero in records of nodes that don't know it.
+    #[serde(default)]
+    pub(super) incarnation: Incarnation,
     pub(super) grpc_url: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) epoch: Option<Epoch>,
@@ -70,6 +73,7 @@ impl StreamValue {
             name,
             epoch: self.epoch.unwrap_or_else(|| epoch_of(mod_revision)),
             origin: self.origin,
+            incarnation: self.incarnation,
             grpc_url: self.grpc_url,
         }
     }

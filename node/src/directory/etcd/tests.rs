@@ -1,4 +1,4 @@
-//! The suite on real etcd servers, and what only etcd can do: restart, hang, compact, lose a lease.
+//! The suite on real etcd servers, and what only etcd can do: restart, hang, compact, lose a lease or its quorum.
 //!
 //! Each test starts its own `etcd` (Debian's `etcd-server`; `HEADWATER_TEST_ETCD` names another) on free loopback ports.
 
@@ -18,6 +18,8 @@ use crate::directory::suite::{
     self, Cluster as _, claim, name, record, until, until_gone, until_owner,
 };
 
+mod secure;
+
 /// The shortest lease that etcd grants is 2 s.
 const TTL: Duration = Duration::from_secs(3);
 
@@ -35,6 +37,13 @@ struct Member {
 
 impl Etcd {
     async fn start(count: usize) -> Self {
+        let etcd = Self::spawn(count, "http", &[]);
+        etcd.client().await;
+        etcd
+    }
+
+    /// Members whose clients come by `scheme`, with further arguments; they need not be up yet.
+    fn spawn(count: usize, scheme: &str, further: &[String]) -> Self {
         let data = tempfile::tempdir().expect("tempdir");
         // Bound all at once, so that no two are the same, and freed just before etcd takes them.
         let free: Vec<TcpListener> = (0..count * 2)
@@ -48,9 +57,9 @@ impl Etcd {
         let peer = |n: usize| format!("http://127.0.0.1:{}", ports[n * 2 + 1]);
         let cluster: Vec<_> = (0..count).map(|n| format!("m{n}={}", peer(n))).collect();
         let members = (0..count).map(|n| {
-            let url = format!("http://127.0.0.1:{}", ports[n * 2]);
+            let url = format!("{scheme}://127.0.0.1:{}", ports[n * 2]);
             let directory = data.path().join(format!("m{n}"));
-            let arguments = vec![
+            let mut arguments = vec![
                 format!("--name=m{n}"),
                 format!("--data-dir={}", directory.display()),
                 format!("--listen-client-urls={url}"),
@@ -60,18 +69,17 @@ impl Etcd {
                 format!("--initial-cluster={}", cluster.join(",")),
                 "--log-level=error".to_owned(),
             ];
+            arguments.extend_from_slice(further);
             Member {
                 child: spawn(&arguments),
                 arguments,
                 url,
             }
         });
-        let etcd = Self {
+        Self {
             members: members.collect(),
             _data: data,
-        };
-        etcd.client().await;
-        etcd
+        }
     }
 
     /// A client of the whole cluster that has had an answer.
@@ -114,6 +122,7 @@ impl Etcd {
             endpoints: self.members.iter().map(|m| m.url.clone()).collect(),
             cluster: ClusterName::default(),
             user: None,
+            tls: None,
             lease_ttl: TTL,
         }
     }
@@ -158,6 +167,8 @@ async fn the_suite_holds() {
     let etcd = Etcd::start(1).await;
     suite::claims_are_exclusive_and_epochs_only_grow(&etcd).await;
     suite::a_release_is_of_one_epoch(&etcd).await;
+    suite::a_void_claim_is_taken_over_once(&etcd).await;
+    suite::a_restarted_node_reclaims_and_its_earlier_run_loses(&etcd).await;
     suite::changes_wake_who_waits(&etcd).await;
     suite::nodes_come_change_and_go(&etcd).await;
     suite::concurrent_claims_have_one_winner(&etcd).await;
@@ -290,6 +301,26 @@ async fn a_stopped_leader_of_three_is_gone_around() {
 }
 
 #[tokio::test]
+async fn without_a_quorum_what_is_known_stays_and_nothing_new_is_granted() {
+    let mut etcd = Etcd::start(3).await;
+    let (a, b) = (etcd.node("a"), etcd.node("b"));
+    let epoch = claim_patiently(&a, "live/q").await;
+    until_owner(&b, "live/q", "a", epoch).await;
+    etcd.kill(0);
+    etcd.signal(1, Signal::SIGSTOP);
+    let refused = claim(&b, "live/new").await;
+    assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    assert!(a.owns(&name("live/q"), epoch), "nobody can have claimed it");
+    assert_eq!(b.upstreams(&name("live/q")).len(), 1);
+
+    etcd.signal(1, Signal::SIGCONT);
+    let new = claim_patiently(&b, "live/new").await;
+    assert!(new > epoch);
+    until_owner(&a, "live/new", "b", new).await;
+    until_owner(&b, "live/q", "a", epoch).await;
+}
+
+#[tokio::test]
 async fn a_lost_lease_is_replaced_and_its_records_put_again() {
     let etcd = Etcd::start(1).await;
     let (a, b) = (etcd.directory("a"), etcd.node("b"));
@@ -350,7 +381,8 @@ async fn what_an_unanswered_claim_wrote_goes_with_the_claim_before_it() {
     let seen: Arc<dyn Directory> = a.clone();
     let epoch = claim(&seen, "live/d").await.expect("free");
     let mut client = etcd.client().await;
-    let record = r#"{"origin":"a","grpc_url":"http://a:1"}"#;
+    let run = a.incarnation().0;
+    let record = format!(r#"{{"origin":"a","incarnation":{run},"grpc_url":"http://a:1"}}"#);
     let written = client
         .put("/headwater/default/streams/live/d", record, None)
         .await
@@ -469,6 +501,7 @@ async fn without_etcd_nothing_blocks_and_nothing_is_synced() {
         endpoints: vec![url],
         cluster: ClusterName::default(),
         user: None,
+        tls: None,
         lease_ttl: TTL,
     };
     let alone: Arc<dyn Directory> = Arc::new(start(options, "a"));
@@ -492,6 +525,7 @@ fn options_do_not_show_the_password() {
         endpoints: vec!["http://e:2379".into()],
         cluster: ClusterName::default(),
         user: Some(("headwater".into(), "s3cret".into())),
+        tls: None,
         lease_ttl: TTL,
     };
     assert!(!format!("{options:?}").contains("s3cret"));

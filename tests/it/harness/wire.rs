@@ -1,0 +1,125 @@
+//! A TCP connection's way that can be cut as a network is: nothing arrives, and nobody is told.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::pause;
+
+/// How soon a cut is noticed.
+const TURN: Duration = Duration::from_millis(20);
+
+/// Carries TCP connections to a port of this machine until it is dropped.
+pub(crate) struct Wire {
+    shared: Arc<Shared>,
+    port: u16,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    cut: AtomicBool,
+    /// How often it was healed: connections from before it are lost then.
+    healed: AtomicU64,
+}
+
+impl Wire {
+    /// To `port`.
+    pub(crate) fn to(port: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let own = listener.local_addr().expect("bound").port();
+        listener.set_nonblocking(true).expect("a socket");
+        let shared = Arc::new(Shared::default());
+        let seen = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            while !seen.stop.load(Ordering::Relaxed) {
+                match listener.accept() {
+                    Ok((near, _)) => carry(near, port, &seen),
+                    Err(_) => pause(TURN),
+                }
+            }
+        });
+        Self { shared, port: own }
+    }
+
+    /// Where it takes connections.
+    pub(crate) const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// From now on nothing arrives.
+    pub(crate) fn cut(&self) {
+        self.shared.cut.store(true, Ordering::Relaxed);
+    }
+
+    /// New connections get through again.
+    pub(crate) fn heal(&self) {
+        self.shared.healed.fetch_add(1, Ordering::Relaxed);
+        self.shared.cut.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn carry(near: TcpStream, port: u16, shared: &Arc<Shared>) {
+    let healed = shared.healed.load(Ordering::Relaxed);
+    if shared.cut.load(Ordering::Relaxed) {
+        // Nobody answers; it is closed when the way is free again.
+        let shared = Arc::clone(shared);
+        std::thread::spawn(move || {
+            while shared.goes_on(healed) {
+                pause(TURN);
+            }
+            drop(near);
+        });
+        return;
+    }
+    let Ok(far) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else {
+        return;
+    };
+    for (from, to) in [(&near, &far), (&far, &near)] {
+        let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) else {
+            return;
+        };
+        let shared = Arc::clone(shared);
+        std::thread::spawn(move || copy(from, to, healed, &shared));
+    }
+}
+
+impl Shared {
+    fn goes_on(&self, healed: u64) -> bool {
+        !self.stop.load(Ordering::Relaxed) && self.healed.load(Ordering::Relaxed) == healed
+    }
+}
+
+fn copy(mut from: TcpStream, mut to: TcpStream, healed: u64, shared: &Shared) {
+    let mut buffer = vec![0; 64 << 10];
+    let _ = from.set_nodelay(true);
+    let _ = from.set_read_timeout(Some(TURN));
+    while shared.goes_on(healed) {
+        if shared.cut.load(Ordering::Relaxed) {
+            pause(TURN);
+            continue;
+        }
+        match from.read(&mut buffer) {
+            Ok(0) => break,
+            // What was read as the cut came is lost with it.
+            Ok(_) if shared.cut.load(Ordering::Relaxed) => {}
+            Ok(count) => {
+                if to.write_all(&buffer[..count]).is_err() {
+                    break;
+                }
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(_) => break,
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
+}
