@@ -41,11 +41,11 @@ fn with_origin<F>(change: impl FnOnce(&mut Config), test: impl FnOnce(SocketAddr
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    with_shutdown(change, |rtmp, grpc, _| test(rtmp, grpc));
+    with_stop(change, |rtmp, grpc, _| test(rtmp, grpc));
 }
 
-/// The same with the token that asks the origin's process to stop.
-fn with_shutdown<F>(
+/// The same; cancelling the token stops the origin while the test goes on.
+fn with_stop<F>(
     change: impl FnOnce(&mut Config),
     test: impl FnOnce(SocketAddr, SocketAddr, CancellationToken) -> F,
 ) where
@@ -69,13 +69,20 @@ fn with_shutdown<F>(
             io: io.handle().clone(),
             shutdown: CancellationToken::new(),
         };
-        let shutdown = node.shutdown.clone();
+        let stop = CancellationToken::new();
         let origin: Origin = headwater_origin::start(config, node).await.expect("starts");
         let (rtmp, grpc) = (origin.rtmp_addr(), origin.grpc_addr());
-        io.spawn(test(rtmp, grpc, shutdown))
-            .await
-            .expect("the test passes");
+        let mut test = io.spawn(test(rtmp, grpc, stop.clone()));
+        let done = tokio::select! {
+            done = &mut test => Some(done),
+            () = stop.cancelled() => None,
+        };
         origin.stop().await;
+        let done = match done {
+            Some(done) => done,
+            None => test.await,
+        };
+        done.expect("the test passes");
     });
     io.shutdown_background();
 }
@@ -335,9 +342,9 @@ async fn watch(grpc: SocketAddr, stream: &str, begun: oneshot::Sender<()>, last:
 #[test]
 fn an_origin_that_stops_asks_publishers_to_reconnect_and_cuts_those_who_would_not_understand() {
     let base = "rtmp://elsewhere:1935";
-    with_shutdown(
+    with_stop(
         |config| config.rtmp.reconnect_url = base.to_owned(),
-        |rtmp, grpc, shutdown| async move {
+        |rtmp, grpc, stop| async move {
             let publish = |key: &str| {
                 let publish = command(&["publish".into(), 3.0.into(), Value::Null, key.into()]);
                 [create_stream(), publish].concat()
@@ -357,7 +364,7 @@ fn an_origin_that_stops_asks_publishers_to_reconnect_and_cuts_those_who_would_no
                 owner.inquire(inquiry).await.expect("answered").into_inner()
             };
             assert!(asked().await.publishing);
-            shutdown.cancel();
+            stop.cancel();
             let mut last = Vec::new();
             let closed = timeout(PATIENCE, unaware.read_to_end(&mut last)).await;
             closed.expect("in time").expect("closed");

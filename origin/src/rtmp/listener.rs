@@ -57,8 +57,8 @@ impl Listener {
         let _runtime = node.io.enter();
         let listener = TcpListener::from_std(socket)?;
         let address = listener.local_addr()?;
-        let drain = node.shutdown.child_token();
-        let stop = CancellationToken::new();
+        // Not the process's: an edge beside it may have viewers who still watch.
+        let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
         let tasks = TaskTracker::new();
         let acceptor = Acceptor {
             listener,
