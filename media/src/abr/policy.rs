@@ -33,8 +33,9 @@ const LAST_RESORT_AFTER: Duration = Duration::from_millis(1500);
 /// No probe as long as a queue longer than this stands, or pictures wait longer.
 const CALM_QUEUE: Duration = Duration::from_millis(25);
 const CALM_WAIT: Duration = Duration::from_millis(150);
-/// It must have been calm for so long.
-const CALM_FOR: Duration = Duration::from_millis(500);
+/// It must have been calm for so long: where links are shared, others' keyframes make a queue every second or two, and a moment between them
+/// shows no room.
+const CALM_FOR: Duration = Duration::from_millis(1000);
 /// And so long after a switch down, or up.
 const REST_AFTER_DOWN: Duration = Duration::from_secs(2);
 const REST_AFTER_UP: Duration = Duration::from_millis(1000);
@@ -229,11 +230,13 @@ impl Abr {
             self.low_since = None;
             self.desperate_since = None;
             self.reported_losses = 0;
-            if to > before {
+            // From a bridge up to what was gone down to is no climb.
+            let climbed = self.climbing_since.is_some();
+            if to > before && (starts || climbed) {
                 self.trial = Some(Trial {
                     track,
                     since: now,
-                    climbed: !starts,
+                    climbed,
                 });
                 self.ascent.handle_climbed();
                 self.ascent.wait_until(now + REST_AFTER_UP);

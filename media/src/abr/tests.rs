@@ -160,6 +160,26 @@ fn with_a_queue_it_goes_down_at_once_and_bridges_with_what_comes_first() {
 }
 
 #[test]
+fn what_a_bridge_leads_to_is_no_climb() {
+    let mut scene = Scene::new(Config::default(), 6_000_000);
+    scene.run(10);
+    scene.switches = false;
+    (scene.link, scene.queue) = (1_300_000, Duration::from_millis(120));
+    scene.run(1);
+    scene.abr.handle_switched(scene.now, LOW);
+    scene.abr.handle_switched(scene.now, MIDDLE);
+    scene.switches = true;
+    // That was one too many, but nobody had tried it.
+    scene.link = 600_000;
+    scene.run(1);
+    assert_eq!(scene.target(), Some(Choice::Video(LOW)));
+    assert_eq!(scene.abr.failed_climbs(), 0);
+    (scene.link, scene.queue) = (1_300_000, Duration::ZERO);
+    scene.run(4);
+    assert_eq!(scene.target(), Some(Choice::Video(MIDDLE)));
+}
+
+#[test]
 fn a_low_moment_without_a_queue_is_waited_for() {
     let mut scene = Scene::new(Config::default(), 6_000_000);
     scene.run(2);

@@ -134,7 +134,7 @@ impl Estimator {
             .standing_since
             .is_some_and(|since| now.saturating_duration_since(since) > DRAINS_WITHIN);
         if self.overused && (over || lasting) {
-            self.fight(now, lasting && !over);
+            self.fight(now, over, lasting);
         } else if !self.overused && self.delay.usage() != Usage::Over {
             self.rise(now, elapsed);
         }
@@ -173,16 +173,18 @@ impl Estimator {
     }
 
     /// A queue grows or stays: what arrived meanwhile is what the link carries, and a bit less lets it drain.
-    fn fight(&mut self, now: Instant, only_lasting: bool) {
+    fn fight(&mut self, now: Instant, over: bool, lasting: bool) {
         let busy = self.delay.busy_since();
         let Some(carried) = self.carried.rate(busy, CARRIED_SPAN, BUSY_SPAN_MIN) else {
             return;
         };
         let link = self.median(3);
         // Where trains come through much faster, packets are late for another reason: a cell that pauses, another route.
-        let believable = link.is_none_or(|link| link / 2 <= carried / 4 * 3);
-        let long = !only_lasting && self.delay.queue() > LONG;
-        if !believable && !long {
+        // But those that have been wrong about what is left for us, as where others share the link, excuse nothing.
+        let excused = link.is_some_and(|link| link / 2 > carried / 4 * 3)
+            && !(lasting && self.distrusts(now));
+        let long = over && self.delay.queue() > LONG;
+        if excused && !long {
             return;
         }
         self.link.add(carried);
@@ -236,7 +238,7 @@ impl Estimator {
             let slow = fastest.is_some_and(|fastest| fastest < rate / 5 * 4);
             if slow && self.trains.len() >= TRAINS {
                 rate = link.max(carried);
-            } else if self.distrusted.is_none_or(|until| now >= until) {
+            } else if !self.distrusts(now) {
                 rate = rate.max((link - link / 20).min(floor.saturating_mul(2)));
             }
         }
@@ -254,6 +256,11 @@ impl Estimator {
             self.rate = self.rate.map(|rate| rate.min(bound));
         }
         self.probed = Some(probed);
+    }
+
+    /// Trains have been wrong lately.
+    fn distrusts(&self, now: Instant) -> bool {
+        self.distrusted.is_some_and(|until| now < until)
     }
 
     /// The median of the newest trains, at most `count`.

@@ -21,9 +21,9 @@ const QUEUE_MAX: Duration = Duration::from_secs(1);
 /// Packets that can be sent again (count), and for how long.
 const RING: usize = 2048;
 const RESEND_WITHIN: Duration = Duration::from_secs(1);
-/// Of what is sent, so much may be sent again (per cent), and so much saved up (bytes).
+/// Of what is sent, so much may be sent again (per cent), and so much saved up (bytes), as in [`crate::rtx`].
 const RESEND_PERCENT: u64 = 30;
-const RESEND_SAVED: u64 = 32 << 10;
+const RESEND_SAVED: u64 = 128 << 10;
 /// A keyframe is granted again after this.
 const KEYFRAME_INTERVAL: Duration = Duration::from_millis(500);
 /// Between two pieces of a probe's padding.
@@ -48,7 +48,8 @@ pub(super) struct Sender {
     number: u16,
     sequence: u64,
     picture: u64,
-    sent: VecDeque<Part>,
+    sent: VecDeque<Sent>,
+    rtt: Duration,
     /// Nothing before this picture is sent again: it is a keyframe.
     first_useful: u64,
     resend_bytes: u64,
@@ -62,6 +63,13 @@ struct Unsent {
     number: u64,
     captured: Instant,
     sent: u32,
+}
+
+/// What can be sent again, and when it last was.
+#[derive(Debug)]
+struct Sent {
+    part: Part,
+    copied: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -92,6 +100,7 @@ impl Sender {
             sequence: 0,
             picture: 0,
             sent: VecDeque::new(),
+            rtt,
             first_useful: 0,
             resend_bytes: RESEND_SAVED,
             sound_at: now,
@@ -184,19 +193,7 @@ impl Sender {
             }
             Word::Nack(lost) => {
                 for sequence in lost {
-                    let found = self.sent.iter().find(|part| part.sequence == *sequence);
-                    let fresh =
-                        |part: &&Part| now.saturating_duration_since(part.captured) < RESEND_WITHIN;
-                    if let Some(part) = found.filter(fresh).copied() {
-                        let bytes = u64::try_from(part.bytes).unwrap_or(0);
-                        let useful = part.picture >= self.first_useful;
-                        let Some(left) = self.resend_bytes.checked_sub(bytes).filter(|_| useful)
-                        else {
-                            continue;
-                        };
-                        self.resend_bytes = left;
-                        self.send(now, part.bytes, Some(part), link);
-                    }
+                    self.resend(now, *sequence, link);
                 }
             }
             Word::KeyframeAsked => {
@@ -216,6 +213,28 @@ impl Sender {
                     self.pacer.handle_start(now, 0);
                 }
             }
+        }
+    }
+
+    /// Sends a packet again that is asked for, unless a copy is under way.
+    fn resend(&mut self, now: Instant, sequence: u64, link: &mut Link<Packet>) {
+        let takes = self.rtt + self.estimator.queue();
+        let asked = |sent: &&mut Sent| sent.part.sequence == sequence;
+        let Some(sent) = self.sent.iter_mut().find(asked) else {
+            return;
+        };
+        let part = sent.part;
+        let fresh = now.saturating_duration_since(part.captured) < RESEND_WITHIN;
+        let useful = part.picture >= self.first_useful;
+        let comes = sent.copied.is_some_and(|copied| now < copied + takes);
+        if !fresh || !useful || comes {
+            return;
+        }
+        let bytes = u64::try_from(part.bytes).unwrap_or(0);
+        if let Some(left) = self.resend_bytes.checked_sub(bytes) {
+            sent.copied = Some(now);
+            self.resend_bytes = left;
+            self.send(now, part.bytes, Some(part), link);
         }
     }
 
@@ -254,7 +273,7 @@ impl Sender {
             if self.sent.len() >= RING {
                 self.sent.pop_front();
             }
-            self.sent.push_back(part);
+            self.sent.push_back(Sent { part, copied: None });
             self.send(now, bytes, Some(part), link);
         }
         if self.backlog.is_empty() && self.pacer.is_starting() {

@@ -1,6 +1,9 @@
-//! What the cores must achieve together: cases in the spirit of RFC 8867, and the table.
+//! What the cores must achieve together: the estimate by itself in the cases of RFC 8867 and others, with the policy over traces, and the table.
 
 mod estimate;
+mod flows;
+mod rfc8867;
+mod tcp;
 
 use std::time::{Duration, Instant};
 
@@ -152,7 +155,7 @@ fn a_long_way_is_no_obstacle() {
 
 #[test]
 fn it_beats_the_others() {
-    let seeds = [1, 2];
+    let seeds = [1, 2, 6];
     for seed in seeds {
         let report = run_all(seed, testkit::start());
         let mean = |policy: Policy| report.mean[policy.name()];
@@ -168,11 +171,7 @@ fn it_beats_the_others() {
                 "{}",
                 report.markdown()
             );
-            assert!(
-                ours.freezes * 3 <= other.freezes * 2,
-                "{}",
-                report.markdown()
-            );
+            assert!(ours.freezes * 2 <= other.freezes, "{}", report.markdown());
         }
     }
 }
