@@ -54,6 +54,7 @@ lint: ## Formatting, clippy and documentation, all without a warning
 	bash -n deploy/dev/*.sh deploy/image/*.sh .ci/run
 	node --check edge/player/index.js
 	node --check edge/player/player.js
+	node --check edge/player/events.js
 	node --check edge/player/quality.js
 
 fmt: ## Format the code

@@ -4,28 +4,32 @@
 //! would stumble over on its way, the probe stumbles over too. Nothing is decoded: access units are put together and
 //! judged by their NAL units, which costs a few per cent of a core and needs no codec.
 
+use std::future::{Future, pending};
+use std::pin::Pin;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headwater_node::clock::Clock;
-use tokio::sync::mpsc;
 
+mod events;
 mod observer;
 mod peer;
 mod reception;
 mod tally;
 mod verdict;
+mod visit;
 mod whep;
 
-use observer::Seen;
-use peer::{Event, Peer};
-use tally::{Join, Report, Tally};
+use tally::{Join, Report};
+use visit::Visit;
 use whep::{Whep, WhepError};
 
 /// How often time is looked at; bounds how late a timeout is noticed.
 const TICK: Duration = Duration::from_millis(20);
-/// How long a viewer goes without a keyframe before it asks for one, and before it asks again.
-const KEYFRAME_PATIENCE: Duration = Duration::from_millis(500);
+/// From the first picture of a session that is gone over to, until it has run up to the live edge.
+const RUN_UP: Duration = Duration::from_secs(1);
+/// When the session that was to be gone over to can't be had.
+const JOIN_AGAIN: Duration = Duration::from_secs(1);
 
 /// What `headwater probe` takes on the command line.
 #[derive(Debug, Clone, clap::Args)]
@@ -64,6 +68,9 @@ pub(crate) struct Args {
     /// What media comes by. udp is what players prefer; tcp is for those whose network lets no UDP through
     #[arg(long, value_enum, default_value_t = Transport::Udp)]
     pub(crate) transport: Transport,
+    /// Keep the first session, also when the server asks to join elsewhere because it is going to stop
+    #[arg(long)]
+    pub(crate) stay: bool,
     /// Prints what arrived so far this often while watching
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) interval: Option<Duration>,
@@ -132,79 +139,155 @@ async fn probe(args: &Args, clock: &Clock) -> Result<Report, Failure> {
     }
 }
 
-/// Joins once and watches to the end; closes the connection and the session whatever happens.
+/// Joins and watches to the end, wherever the server sends it; closes connections and sessions whatever happens.
 async fn watch(args: &Args, clock: &Clock, whep: &Whep) -> Result<Report, Failure> {
-    let seen = Seen::default();
-    let mut tally = Tally::new(clock.clone(), seen.clone());
-    let server = whep.endpoint().host_str().unwrap_or_default().to_owned();
-    let (mut peer, events) = Peer::new(clock, &server, args.transport, seen).await?;
-    let answer = match whep.offer(peer.offer().await?).await {
-        Ok(answer) => answer,
-        Err(error) => {
-            peer.close().await;
-            return Err(error.into());
-        }
+    let visit = Visit::join(clock.clone(), whep.clone(), args.transport).await?;
+    let mut journey = Journey {
+        visit,
+        joining: None,
+        next: None,
+        moved: 0,
+        longest_freeze: Duration::ZERO,
     };
-    tally.join.http_ms = Some(tally.since_start(clock.now()));
-    tally.capture_time_id = peer::extension_id(&answer.sdp, peer::CAPTURE_TIME_URI);
-    let result = match peer.answer(answer.sdp).await {
-        Ok(()) => follow(args, clock, &peer, events, &mut tally).await,
-        Err(error) => Err(error.into()),
-    };
-    peer.close().await;
-    if let Some(session) = answer.session
-        && let Err(error) = whep.delete(session).await
-    {
-        tracing::debug!(%error, "the session could not be deleted");
+    let result = follow(args, clock, &mut journey).await;
+    let report = result.map(|()| {
+        let mut report = journey.report();
+        verdict::judge(&mut report, args, journey.visit.lost);
+        report
+    });
+    let Journey { visit, next, .. } = journey;
+    visit.leave().await;
+    if let Some(next) = next {
+        next.leave().await;
     }
-    let lost = result?;
-    let mut report = tally.report(whep.endpoint().as_str());
-    verdict::judge(&mut report, args, lost);
-    Ok(report)
+    report
 }
 
-/// Takes events until the time is up. `Some` if the connection was lost while watching.
-async fn follow(
-    args: &Args,
-    clock: &Clock,
-    peer: &Peer,
-    mut events: mpsc::Receiver<Event>,
-    tally: &mut Tally,
-) -> Result<Option<&'static str>, Failure> {
+type Joining = Pin<Box<dyn Future<Output = Result<Visit, Failure>>>>;
+
+/// A viewer's way from one session to the next. As a player does, it watches the old one until the new one plays.
+struct Journey {
+    visit: Visit,
+    joining: Option<Joining>,
+    next: Option<Visit>,
+    /// Times it went to another session.
+    moved: u64,
+    /// In sessions that are over, and between sessions.
+    longest_freeze: Duration,
+}
+
+impl Journey {
+    /// Waits for something to happen. Cancel-safe.
+    async fn advance(&mut self, args: &Args, clock: &Clock) {
+        let idle = self.joining.is_none() && self.next.is_none();
+        let joined = async {
+            match &mut self.joining {
+                Some(joining) => joining.await,
+                None => pending().await,
+            }
+        };
+        let next = async {
+            match &mut self.next {
+                Some(next) => drop(next.receive().await),
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            () = next => {}
+            url = self.visit.receive() => {
+                if let (Some(url), true) = (url, idle && !args.stay) {
+                    tracing::info!(%url, "asked to join elsewhere");
+                    let whep = self.visit.whep.at(url);
+                    self.join(args, clock, whep, Duration::ZERO);
+                }
+            }
+            joined = joined => {
+                self.joining = None;
+                match joined {
+                    Ok(visit) => self.next = Some(visit),
+                    Err(failure) => {
+                        tracing::info!(%failure, "could not go there");
+                        // Perhaps there is no way to that one from here; whoever answers at the first address will do.
+                        if let Ok(whep) = Whep::new(&args.url, args.bearer.as_deref()) {
+                            self.join(args, clock, whep, JOIN_AGAIN);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn join(&mut self, args: &Args, clock: &Clock, whep: Whep, after: Duration) {
+        let (clock, transport) = (clock.clone(), args.transport);
+        self.joining = Some(Box::pin(async move {
+            tokio::time::sleep(after).await;
+            Visit::join(clock, whep, transport).await
+        }));
+    }
+
+    /// Goes over once the next session plays at the live edge.
+    async fn handle_timeout(&mut self, now: Instant) {
+        self.visit.handle_timeout(now).await;
+        let Some(next) = &mut self.next else {
+            return;
+        };
+        next.handle_timeout(now).await;
+        if next.lost.is_some() {
+            self.next = None;
+        } else if next.tally.plays_since(now) >= RUN_UP
+            && let Some(next) = self.next.take()
+        {
+            self.moved += 1;
+            let before = std::mem::replace(&mut self.visit, next);
+            let freeze = before.tally.longest_freeze(now);
+            self.longest_freeze = self.longest_freeze.max(freeze);
+            tokio::spawn(before.leave());
+        }
+    }
+
+    fn report(&self) -> Report {
+        let mut report = self.visit.tally.report(self.visit.whep.endpoint().as_str());
+        report.moved = self.moved;
+        if let Some(video) = &mut report.video {
+            let before = self.longest_freeze.as_secs_f64() * 1000.0;
+            video.longest_freeze_ms = video.longest_freeze_ms.max(before);
+        }
+        report
+    }
+}
+
+/// Watches until the time is up.
+async fn follow(args: &Args, clock: &Clock, journey: &mut Journey) -> Result<(), Failure> {
     let joined_by = clock.now() + args.join_timeout;
     let mut watch_until = None;
     let mut progress_at = args.interval.map(|interval| clock.now() + interval);
-    let mut keyframe_at = clock.now() + KEYFRAME_PATIENCE;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let interrupted = tokio::signal::ctrl_c();
     tokio::pin!(interrupted);
     loop {
         tokio::select! {
-            event = events.recv() => match event {
-                Some(Event::IceConnected(at)) => {
-                    let since = tally.since_start(at);
-                    tally.join.ice_ms.get_or_insert(since);
-                }
-                Some(Event::Connected(at)) => {
-                    let since = tally.since_start(at);
-                    tally.join.dtls_ms.get_or_insert(since);
-                }
-                Some(Event::Packet { at, kind, packet }) => tally.handle_packet(at, kind, &packet),
-                Some(Event::Lost(how)) if watch_until.is_some() => return Ok(Some(how)),
-                Some(Event::Lost(how)) => return Err(Failure::Lost(how)),
-                None => return Err(Failure::Lost("the peer connection ended")),
-            },
+            () = journey.advance(args, clock) => {}
             _ = tick.tick() => {}
-            _ = &mut interrupted => return Ok(None),
+            _ = &mut interrupted => return Ok(()),
         }
         let now = clock.now();
-        tally.handle_timeout(now);
+        journey.handle_timeout(now).await;
+        let tally = &journey.visit.tally;
+        if let Some(how) = journey.visit.lost
+            && journey.next.is_none()
+            && journey.joining.is_none()
+        {
+            return match watch_until {
+                Some(_) => Ok(()),
+                None => Err(Failure::Lost(how)),
+            };
+        }
         if watch_until.is_none() && tally.playing() {
             watch_until = Some(now + args.duration);
         }
         match watch_until {
-            Some(until) if now >= until => return Ok(None),
+            Some(until) if now >= until => return Ok(()),
             Some(_) => {}
             // A stream of sound alone has no picture to wait for.
             None if now >= joined_by && tally.has_audio() && args.min_fps <= 0.0 => {
@@ -218,16 +301,10 @@ async fn follow(
             }
             None => {}
         }
-        if !tally.wants_keyframe() {
-            keyframe_at = now + KEYFRAME_PATIENCE;
-        } else if now >= keyframe_at {
-            peer.request_keyframe().await;
-            keyframe_at = now + KEYFRAME_PATIENCE;
-        }
         if let (Some(at), Some(interval)) = (progress_at, args.interval)
             && now >= at
         {
-            let mut report = tally.report(&args.url);
+            let mut report = journey.report();
             report.kind = "progress";
             print(args, &report, progress);
             progress_at = Some(now + interval);

@@ -4,6 +4,7 @@
 // or the way to it is gone), problem (a reason that a person must read), forbidden, stopped (the page is hidden away).
 // `window.headwater` shows state and figures to tests and to the curious.
 
+import { eventsUrl, listen } from './events.js';
 import { Quality, layerUrl } from './quality.js';
 
 const [app, stream] = location.pathname.replace(/^\/play\//, '').split('/');
@@ -20,6 +21,8 @@ const SILENT_MS = 2000;
 const STUCK_MS = 8000;
 /** From the answer to the first picture or packet of sound. */
 const JOIN_MS = 10000;
+/** From the first picture of a session that another one goes over to, until it has run up to the live edge. */
+const RUN_UP_MS = 1000;
 const BACKOFF_MS = { first: 300, max: 8000 };
 const CAPTURE_TIME = 'http://www.webrtc.org/experiments/rtp-hdrext/abs-capture-time';
 const NTP_UNIX_MS = 2208988800000;
@@ -113,10 +116,10 @@ async function refusal(response) {
 
 /** One WHEP session: a peer connection and its URL on the edge. */
 class Session {
-  static async join(signal) {
+  static async join(url, signal) {
     const session = new Session();
     try {
-      await session.#negotiate(signal);
+      await session.#negotiate(url, signal);
       return session;
     } catch (error) {
       session.close();
@@ -126,6 +129,9 @@ class Session {
 
   url = null;
   layer = null;
+  /** Where the server wants it to go on. */
+  invitation = null;
+  #over = new AbortController();
   tracks = { video: false, audio: false };
 
   constructor() {
@@ -134,7 +140,7 @@ class Session {
     this.pc.addEventListener('track', ({ track }) => this.media.addTrack(track));
   }
 
-  async #negotiate(signal) {
+  async #negotiate(url, signal) {
     for (const kind of ['video', 'audio']) {
       const transceiver = this.pc.addTransceiver(kind, { direction: 'recvonly' });
       // With the capture time in the packets, latency is measured instead of guessed.
@@ -153,7 +159,8 @@ class Session {
       : offer.sdp;
     await this.pc.setLocalDescription({ type: 'offer', sdp });
     // The edge is ICE-lite and learns our address from our checks: there is no candidate to wait for.
-    const response = await fetch(`${endpoint}${quality.query}`, {
+    headwater.joins += 1;
+    const response = await fetch(`${url}${quality.query}`, {
       method: 'POST',
       headers: headers({ 'Content-Type': 'application/sdp' }),
       body: this.pc.localDescription.sdp,
@@ -167,7 +174,20 @@ class Session {
     for (const { receiver, currentDirection } of this.pc.getTransceivers()) {
       if (currentDirection === 'recvonly') this.tracks[receiver.track.kind] = true;
     }
-    video.srcObject = this.media;
+    const events = eventsUrl(response);
+    if (events) {
+      listen(events, ['reconnect'], headers, this.#over.signal, (name, { url: there }) => {
+        if (name === 'reconnect' && there) this.invitation = new URL(there, response.url).href;
+      });
+    }
+  }
+
+  /** Shows it: the element goes from one track to the next without a pause, as it would not from one stream to the next. */
+  show() {
+    const before = shown.getTracks();
+    for (const track of this.media.getTracks()) shown.addTrack(track);
+    for (const track of before) if (!this.media.getTracks().includes(track)) shown.removeTrack(track);
+    if (video.srcObject !== shown) video.srcObject = shown;
   }
 
   /** Whether the edge still knows the session: true, false, or undefined when it does not answer. */
@@ -185,6 +205,7 @@ class Session {
   }
 
   close() {
+    this.#over.abort();
     this.pc.close();
     if (!this.url) return;
     // `keepalive` lets the request outlive the page.
@@ -299,6 +320,9 @@ class Meter {
   }
 }
 
+/** What the page plays, whichever session it comes from. */
+const shown = new MediaStream();
+
 let session = null;
 let meter = new Meter();
 let lifetime = new AbortController();
@@ -308,17 +332,26 @@ async function run() {
   const { signal } = lifetime;
   let attempt = 0;
   let joined = null;
+  let next = null;
   show('connecting');
   while (!signal.aborted) {
     try {
-      headwater.joins += 1;
-      joined = await Session.join(signal);
+      joined = next ?? await Session.join(endpoint, signal);
+      next = null;
       if (signal.aborted) break;
       session = joined;
+      joined.show();
       meter = new Meter();
       quality.follow(session.layer);
       video.play().catch(() => render());
-      const played = await watch(session, signal);
+      const left = await watch(session, signal);
+      next = left.next;
+      if (next) {
+        // Shown before the old one is closed, below.
+        next.show();
+        continue;
+      }
+      const { played } = left;
       // A session that never played counts as a failed attempt, or two broken ends would spin.
       attempt = played ? 0 : attempt + 1;
     } catch (error) {
@@ -347,77 +380,125 @@ async function run() {
   }
 }
 
-/** Follows one session until it has to be left. Resolves to whether it ever played. */
+/** Joins where the server sends us, and resolves once that plays at the live edge: until then the old session goes on. */
+async function prepare(url, signal) {
+  const next = await Session.join(url, signal);
+  const unseen = document.createElement('video');
+  try {
+    unseen.muted = true;
+    unseen.srcObject = next.media;
+    unseen.play().catch(() => {});
+    const until = performance.now() + JOIN_MS;
+    const came = async () => [...(await next.pc.getStats()).values()].some((s) => s.type === 'inbound-rtp'
+      && (next.tracks.video ? s.framesDecoded > 0 : s.packetsReceived > 0));
+    while (!await came()) {
+      if (signal.aborted || performance.now() > until) throw new Error('no media came from there');
+      await sleep(50, signal);
+    }
+    await sleep(RUN_UP_MS, signal);
+    return next;
+  } catch (error) {
+    next.close();
+    throw error;
+  } finally {
+    unseen.srcObject = null;
+  }
+}
+
+/** Follows one session until it has to be left. Resolves to whether it ever played, and the session to go on with, if there is one. */
 async function watch(joined, signal) {
   const { pc } = joined;
   let [frames, packets, videoPackets, checks] = [0, 0, 0, 0];
   let [frameAt, packetAt, videoPacketAt, checkAt] = Array(4).fill(performance.now());
   const joinedAt = performance.now();
   let played = false;
+  let next = null;
+  let moving = null;
+  let moveAt = 0;
+  let refused = 0;
   let askAt = 0;
   let unanswered = 0;
-  while (!signal.aborted) {
-    await sleep(TICK_MS, signal);
-    if (signal.aborted) break;
-    const stats = await meter.read(joined);
-    const now = performance.now();
-    if (stats.frames > frames) [frames, frameAt] = [stats.frames, now];
-    if (stats.packets > packets) [packets, packetAt] = [stats.packets, now];
-    if (stats.videoPackets > videoPackets) [videoPackets, videoPacketAt] = [stats.videoPackets, now];
-    if (stats.checks > checks) [checks, checkAt] = [stats.checks, now];
-    headwater.stats = stats;
+  try {
+    while (!signal.aborted) {
+      await sleep(TICK_MS, signal);
+      if (signal.aborted) break;
+      const stats = await meter.read(joined);
+      const now = performance.now();
+      if (stats.frames > frames) [frames, frameAt] = [stats.frames, now];
+      if (stats.packets > packets) [packets, packetAt] = [stats.packets, now];
+      if (stats.videoPackets > videoPackets) [videoPackets, videoPacketAt] = [stats.videoPackets, now];
+      if (stats.checks > checks) [checks, checkAt] = [stats.checks, now];
+      headwater.stats = stats;
 
-    const moving = joined.tracks.video ? frameAt > joinedAt && now - frameAt < SILENT_MS : packets > 0 && now - packetAt < SILENT_MS;
-    if (moving) {
-      if (headwater.state !== 'live') show('live');
-      stage.dataset.frames = 'yes';
-      played = true;
-      unanswered = 0;
-      askAt = 0;
-    }
-    render();
-    if (moving) continue;
-
-    if (pc.connectionState === 'failed' || pc.connectionState === 'closed') {
-      show('reconnecting');
-      return played;
-    }
-    const silent = now - packetAt >= SILENT_MS;
-    if (!silent) {
-      // Packets come. A hidden tab decodes nothing in some browsers, and that is no fault.
-      const stuck = joined.tracks.video && now - videoPacketAt < SILENT_MS && now - Math.max(frameAt, joinedAt) > STUCK_MS;
-      if (stuck && !document.hidden) {
-        show('reconnecting', 'The picture did not come back by itself.');
-        return played;
+      if (next) return { played, next };
+      if (joined.invitation && !moving && now >= moveAt) {
+        moving = prepare(joined.invitation, signal)
+          .then((session) => { next = session; })
+          .catch((error) => {
+            console.info('going over failed:', error);
+            refused += 1;
+            moveAt = performance.now() + (error.retryMs ?? backoff(refused));
+            // Perhaps there is no way to that one from here: whoever answers at our own address will do.
+            joined.invitation = endpoint;
+          })
+          .finally(() => { moving = null; });
       }
-      if (joined.tracks.video && now - videoPacketAt >= SILENT_MS && played) show('held', 'The connection is too slow for pictures at the moment; the sound goes on.');
-      continue;
+
+      const plays = joined.tracks.video ? frameAt > joinedAt && now - frameAt < SILENT_MS : packets > 0 && now - packetAt < SILENT_MS;
+      if (plays) {
+        if (headwater.state !== 'live') show('live');
+        stage.dataset.frames = 'yes';
+        played = true;
+        unanswered = 0;
+        askAt = 0;
+      }
+      render();
+      if (plays) continue;
+
+      if (pc.connectionState === 'failed' || pc.connectionState === 'closed') {
+        show('reconnecting');
+        return { played, next };
+      }
+      const silent = now - packetAt >= SILENT_MS;
+      if (!silent) {
+        // Packets come. A hidden tab decodes nothing in some browsers, and that is no fault.
+        const stuck = joined.tracks.video && now - videoPacketAt < SILENT_MS && now - Math.max(frameAt, joinedAt) > STUCK_MS;
+        if (stuck && !document.hidden) {
+          show('reconnecting', 'The picture did not come back by itself.');
+          return { played, next };
+        }
+        if (joined.tracks.video && now - videoPacketAt >= SILENT_MS && played) show('held', 'The connection is too slow for pictures at the moment; the sound goes on.');
+        continue;
+      }
+      if (now < askAt) continue;
+      // Silence has two causes that look alike from here: the publisher paused, or the edge is gone. Ask.
+      const known = await joined.known(signal);
+      if (signal.aborted) break;
+      if (known === false) {
+        show('reconnecting');
+        return { played, next };
+      }
+      if (known === undefined) {
+        unanswered += 1;
+        show('reconnecting');
+        askAt = now + backoff(unanswered);
+        continue;
+      }
+      unanswered = 0;
+      // The edge knows us, so the publisher paused; unless its UDP no longer answers, as behind a rebound NAT.
+      const deaf = now - checkAt > 9000 || pc.connectionState === 'disconnected' || (!played && pc.connectionState !== 'connected' && now - joinedAt > JOIN_MS);
+      if (deaf) {
+        show('reconnecting', 'No media arrives: a firewall may block UDP.');
+        return { played, next };
+      }
+      if (pc.connectionState === 'connected') show('held');
+      askAt = now + 2000 + Math.random() * 2000;
     }
-    if (now < askAt) continue;
-    // Silence has two causes that look alike from here: the publisher paused, or the edge is gone. Ask.
-    const known = await joined.known(signal);
-    if (signal.aborted) break;
-    if (known === false) {
-      show('reconnecting');
-      return played;
-    }
-    if (known === undefined) {
-      unanswered += 1;
-      show('reconnecting');
-      askAt = now + backoff(unanswered);
-      continue;
-    }
-    unanswered = 0;
-    // The edge knows us, so the publisher paused; unless its UDP no longer answers, as behind a rebound NAT.
-    const deaf = now - checkAt > 9000 || pc.connectionState === 'disconnected' || (!played && pc.connectionState !== 'connected' && now - joinedAt > JOIN_MS);
-    if (deaf) {
-      show('reconnecting', 'No media arrives: a firewall may block UDP.');
-      return played;
-    }
-    if (pc.connectionState === 'connected') show('held');
-    askAt = now + 2000 + Math.random() * 2000;
+  } finally {
+    // One that is still being prepared is of no use any more.
+    moving?.then(() => next?.close());
   }
-  return played;
+  return { played, next };
 }
 
 // --- what the page shows -------------------------------------------------------------------------------------------

@@ -1,19 +1,15 @@
 // The quality menu: which renditions the stream has, and which of them the viewer wants (the WHEP layer extension).
 
+import { linked } from './events.js';
+
 const RELATION = 'urn:ietf:params:whep:ext:core:layer';
 /** Renditions come and go seldom, and the menu asks when it is opened. */
 const REFRESH_MS = 15000;
 /** Until the edge knows the renditions and their bitrates. */
 const FIRST_MS = 1500;
 
-/** The layer URL of an answer, if the server has the extension (RFC 8288). */
-export function layerUrl(response) {
-  for (const link of (response.headers.get('Link') ?? '').split(/,(?=\s*<)/)) {
-    const [, target, parameters] = /^\s*<([^>]*)>(.*)$/.exec(link) ?? [];
-    if (target && parameters.includes(`rel="${RELATION}"`)) return new URL(target, response.url).href;
-  }
-  return null;
-}
+/** The layer URL of an answer, if the server has the extension. */
+export const layerUrl = (response) => linked(response, RELATION);
 
 const megabits = (bitrate) => (bitrate >= 95e4 ? `${(bitrate / 1e6).toFixed(1)} Mbit/s` : `${Math.round(bitrate / 1e3)} kbit/s`);
 

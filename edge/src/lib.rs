@@ -14,10 +14,12 @@
 mod abr;
 pub mod config;
 mod continuation;
+mod drain;
 pub mod http;
 mod link_memory;
 pub mod locate;
 mod metrics;
+mod placement;
 pub mod registry;
 pub mod replica;
 mod retransmit;
@@ -42,15 +44,17 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use headwater_node::Node;
 use headwater_node::admin::Report;
-use headwater_node::announce::{self, Announcement};
+use headwater_node::announce::{self, Announcement, Reading};
 use headwater_node::directory::Role;
 use tokio::task::JoinHandle;
 use tracing::info;
 
 pub use config::Config;
 
-use crate::http::EdgeState;
+use crate::drain::Drain;
+use crate::http::{EdgeState, Guests};
 use crate::locate::LiveStream;
+use crate::placement::Placement;
 use crate::registry::{Options, Registry};
 use crate::sessions::Sessions;
 use crate::shard::{Shards, Threads};
@@ -83,6 +87,7 @@ pub struct Edge {
     load_gauge: JoinHandle<()>,
     replicas: Arbiter,
     report: Arc<EdgeReport>,
+    drain: Arc<Drain>,
 }
 
 /// Starts an edge. Call it on the actix `System`'s thread.
@@ -122,7 +127,13 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
     };
     let announcer = announce::spawn(&node, announcement, {
         let (shards, clock) = (shards.clone(), node.clock.clone());
-        move || std::future::ready(shards.load(clock.now()).min(1.0))
+        let sessions = Arc::clone(&sessions);
+        move || {
+            std::future::ready(Reading {
+                load: shards.load(clock.now()).min(1.0),
+                streams: sessions.streams(),
+            })
+        }
     });
     let load_gauge = show_load(&node, shards.clone());
     let report = Arc::new(EdgeReport {
@@ -131,7 +142,16 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
         sessions: Arc::clone(&sessions),
     });
     let address = config.http;
-    let state = EdgeState::new(node, registry, shards, sessions, config);
+    let placement = Placement::new(node.clone(), config.public_url.clone());
+    let clock = node.clock.clone();
+    let drain = Drain::new(placement.clone(), Arc::clone(&sessions), clock);
+    let drain = Arc::new(drain);
+    let guests = Guests {
+        sessions,
+        placement,
+        drain: Arc::clone(&drain),
+    };
+    let state = EdgeState::new(node, registry, shards, guests, config);
     let http = match http::serve(Arc::new(state)) {
         Ok(http) => http,
         Err(source) => {
@@ -157,6 +177,7 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
         load_gauge,
         replicas,
         report,
+        drain,
     })
 }
 
@@ -179,6 +200,12 @@ impl Edge {
     /// What the admin port asks.
     pub fn report(&self) -> Arc<dyn Report> {
         Arc::clone(&self.report) as Arc<dyn Report>
+    }
+
+    /// Asks viewers to go to another edge, and returns when they have, or when `within` is over. Nobody new is taken since the node was asked
+    /// to stop.
+    pub async fn drain(&self, within: Duration) {
+        self.drain.run(within).await;
     }
 
     /// Stops: viewers are told, the sockets closed. Takes a few seconds at most.

@@ -152,6 +152,12 @@ impl Registry {
         infos.flatten().collect()
     }
 
+    /// What a replicated stream is, as it changes. Keeps nothing.
+    pub(crate) fn watch(&self, name: &StreamName) -> Option<watch::Receiver<State>> {
+        let entries = self.inner.entries();
+        entries.get(name).map(|entry| entry.state.clone())
+    }
+
     fn hold(&self, name: &StreamName) -> Result<ReplicaHandle, OpenError> {
         let inner = &self.inner;
         let mut entries = inner.entries();

@@ -16,6 +16,7 @@ use headwater_node::clock::Clock;
 use metrics::gauge;
 use rand::RngCore;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::http::metrics::SESSIONS;
@@ -67,6 +68,10 @@ pub struct Session {
     pub layers: Mutex<Layers>,
     /// mids of the answer with their media types, the tagged one first: what a restart's answer repeats.
     pub mids: Vec<(&'static str, String)>,
+    /// Cancelled when the session is over.
+    pub ended: CancellationToken,
+    /// Ends the stream of events that the player reads, if it does: a newer one takes its place.
+    pub listening: Mutex<CancellationToken>,
     /// The running ICE session. Held across a restart, so that overlapping ones come one after the other.
     pub ice: tokio::sync::Mutex<IceSession>,
 }
@@ -152,6 +157,7 @@ impl Sessions {
         publish(&table);
         drop(table);
         if let Some(session) = session {
+            session.ended.cancel();
             let carried = Bitrate(session.counters.carried.load(Ordering::Relaxed));
             let network = session.counters.network.load(Ordering::Relaxed);
             self.links()
@@ -186,6 +192,13 @@ impl Sessions {
             *viewers.entry(session.stream.clone()).or_default() += 1;
         }
         viewers
+    }
+
+    /// The streams that are watched, those with the most viewers first.
+    pub fn streams(&self) -> Vec<StreamName> {
+        let mut streams: Vec<_> = self.by_stream().into_iter().collect();
+        streams.sort_by(|(a_name, a), (b_name, b)| b.cmp(a).then_with(|| a_name.cmp(b_name)));
+        streams.into_iter().map(|(name, _)| name).collect()
     }
 
     /// All sessions as API records, by viewer number. Nothing in them opens a session URL.

@@ -75,7 +75,8 @@ pub fn spawn(
     wants: watch::Receiver<Want>,
     feed: Sender<Feed>,
 ) -> Handle {
-    let stop = node.shutdown.child_token();
+    // Not the node's: while it drains, its viewers watch on.
+    let stop = CancellationToken::new();
     let span = info_span!("subscriber", stream = %name);
     let subscriber = Subscriber {
         node: node.clone(),

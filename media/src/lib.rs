@@ -28,6 +28,7 @@ pub mod ice;
 pub mod id;
 pub mod lab;
 pub mod pacer;
+pub mod placement;
 pub mod replication;
 pub mod rtmp;
 pub mod rtp;

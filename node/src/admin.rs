@@ -6,6 +6,7 @@
 //! | `/readyz` | 200 when every role can work, else 503 with the reason |
 //! | `/metrics` | Prometheus text |
 //! | `/api/v1/streams`, `/api/v1/viewers` | what the roles of this node know, merged |
+//! | `POST /api/v1/drain` | as SIGTERM: the node takes nobody new, lets its viewers go elsewhere and stops |
 //! | `/api/v1/publish-config/{app}/{stream}` | what OBS is to send as that stream, if a role takes publishers |
 //!
 //! Errors are `application/problem+json` (RFC 9457). The port is for operators and the cluster, not for viewers: it has no
@@ -228,6 +229,13 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(resource("/api/v1/streams", web::get().to(streams)).default_service(get_only()))
         .service(resource("/api/v1/viewers", web::get().to(viewers)).default_service(get_only()))
         .service(
+            web::resource("/api/v1/drain")
+                .route(web::post().to(drain))
+                .default_service(web::route().to(|| async {
+                    problem(StatusCode::METHOD_NOT_ALLOWED, "method", "this takes POST")
+                })),
+        )
+        .service(
             resource(
                 "/api/v1/publish-config/{app}/{stream}",
                 web::get().to(publish_config),
@@ -276,6 +284,30 @@ async fn viewers(state: web::Data<State>) -> HttpResponse {
         Some(lists) => list("viewers", lists.concat()),
         None => too_slow(),
     }
+}
+
+async fn drain(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
+    // A page that an operator has open elsewhere could send this, too; browsers say where a POST comes from.
+    let headers = request.headers();
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    let foreign = headers.get(header::ORIGIN).is_some_and(|origin| {
+        let origin = origin
+            .to_str()
+            .ok()
+            .and_then(|origin| origin.split_once("://"));
+        origin.map(|(_, from)| from) != host
+    });
+    if foreign {
+        let detail = "this is not for pages of other sites";
+        return problem(StatusCode::FORBIDDEN, "forbidden", detail);
+    }
+    tracing::info!("asked to drain and stop");
+    state.node.shutdown.cancel();
+    HttpResponse::Accepted()
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .json(json!({ "draining": true }))
 }
 
 async fn publish_config(

@@ -3,9 +3,12 @@
 use std::future::Future;
 use std::time::Duration;
 
+use metrics::gauge;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+
+use crate::telemetry::DRAINING;
 
 /// Cancels `shutdown` on the first SIGTERM or SIGINT and ends the process on the second.
 ///
@@ -16,6 +19,13 @@ use tracing::{info, warn};
 pub fn on_signals(shutdown: CancellationToken) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let asked = shutdown.clone();
+    tokio::spawn(async move {
+        let draining = gauge!(DRAINING);
+        draining.set(0.0);
+        asked.cancelled().await;
+        draining.set(1.0);
+    });
     tokio::spawn(async move {
         let mut next = async move || {
             tokio::select! {

@@ -109,6 +109,8 @@ const PANICS: &str = "headwater_panics_total";
 /// Constant 1, labelled by what runs, `headwater_build_info`.
 const BUILD_INFO: &str = "headwater_build_info";
 
+pub(crate) const DRAINING: &str = "headwater_draining";
+
 /// The process's metrics, as text for a scrape.
 #[derive(Debug, Clone)]
 pub struct Metrics(PrometheusHandle);
@@ -124,6 +126,10 @@ impl Metrics {
             drop(metrics::set_global_recorder(recorder));
             describe_counter!(PANICS, "Panics since the process started; each is a bug");
             describe_gauge!(BUILD_INFO, "Constant 1, labelled with what runs");
+            describe_gauge!(
+                DRAINING,
+                "1 from when the node was asked to stop, 0 before: it takes nobody new"
+            );
             counter!(PANICS).absolute(0);
             handle
         });

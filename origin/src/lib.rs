@@ -24,7 +24,7 @@ use futures_util::future::BoxFuture;
 use headwater_media::id::StreamName;
 use headwater_node::Node;
 use headwater_node::admin::{PublishConfigRequest, Report};
-use headwater_node::announce::{self, Announcement};
+use headwater_node::announce::{self, Announcement, Reading};
 use headwater_node::directory::Role;
 use tokio::task::JoinHandle;
 use tracing::info;
@@ -137,7 +137,12 @@ pub async fn start(config: Config, node: Node) -> Result<Origin, StartError> {
         let registry = registry.clone();
         move || {
             let registry = registry.clone();
-            async move { announce::ratio(registry.list().await.len(), streams_max) }
+            async move {
+                Reading {
+                    load: announce::ratio(registry.list().await.len(), streams_max),
+                    ..Reading::default()
+                }
+            }
         }
     });
     info!(rtmp = %rtmp.address(), grpc = %grpc_addr, %grpc_url, "origin started");

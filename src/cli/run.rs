@@ -117,7 +117,7 @@ async fn serve(role: Role, settings: Settings, metrics: Metrics, io: Handle) -> 
         let _io = io.enter();
         drain::on_signals(shutdown.clone()).context("can't handle signals")?;
     }
-    let deadline = settings.stop_deadline();
+    let (drain_time, deadline) = (settings.drain_time(), settings.stop_deadline());
     let format = settings.log.format;
     // A signal that comes while the roles start must not wait for them.
     let started = tokio::select! {
@@ -135,6 +135,7 @@ async fn serve(role: Role, settings: Settings, metrics: Metrics, io: Handle) -> 
         let _ = std::io::stdout().flush();
     }
     shutdown.cancelled().await;
+    running.drain(drain_time).await;
     running.stop(deadline).await;
     info!("stopped");
     Ok(())
@@ -257,6 +258,13 @@ async fn start(
 }
 
 impl Running {
+    /// Viewers go elsewhere, as far as they can.
+    async fn drain(&self, within: Duration) {
+        if let Some(edge) = &self.edge {
+            edge.drain(within).await;
+        }
+    }
+
     /// Viewers first, so that they are told while their streams still flow; then publishers; then the traces in the directory.
     async fn stop(self, deadline: Duration) {
         let roles = async {

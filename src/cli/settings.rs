@@ -25,6 +25,8 @@ pub(super) struct Settings {
     pub(super) io_threads: usize,
     /// How long stopping may take (seconds); what isn't done by then is left behind.
     pub(super) stop_seconds: u64,
+    /// How long viewers have to go to other edges before that, in seconds.
+    pub(super) drain_seconds: u64,
     /// `[log]`
     pub(super) log: LogConfig,
     /// `[admin]`
@@ -90,6 +92,7 @@ impl Default for Settings {
             cluster: ClusterName::default(),
             io_threads: 0,
             stop_seconds: 10,
+            drain_seconds: 30,
             log: LogConfig::default(),
             admin: Admin::default(),
             directory: Directory::default(),
@@ -209,6 +212,11 @@ impl Settings {
     /// How long stopping may take.
     pub(super) const fn stop_deadline(&self) -> Duration {
         Duration::from_secs(self.stop_seconds)
+    }
+
+    /// How long viewers have to go elsewhere.
+    pub(super) const fn drain_time(&self) -> Duration {
+        Duration::from_secs(self.drain_seconds)
     }
 
     /// The node's name: given, or made of the role and the host's name.

@@ -92,6 +92,8 @@ pub(super) struct Report {
     /// Why not, as sentences.
     pub(super) reasons: Vec<String>,
     pub(super) watched_seconds: f64,
+    /// Times it went to another session, since the server asked it to; packets and pictures are those of the last one.
+    pub(super) moved: u64,
     pub(super) join: Join,
     pub(super) video: Option<Video>,
     pub(super) audio: Option<Packets>,
@@ -264,6 +266,19 @@ impl Tally {
         self.decodable > 0
     }
 
+    /// For how long it has been.
+    pub(super) fn plays_since(&self, now: Instant) -> Duration {
+        self.first_frame
+            .map_or(Duration::ZERO, |first| now.saturating_duration_since(first))
+    }
+
+    /// The longest time between two decodable pictures, and to now.
+    pub(super) fn longest_freeze(&self, now: Instant) -> Duration {
+        self.newest.map_or(Duration::ZERO, |(at, _)| {
+            now.saturating_duration_since(at).max(self.longest_freeze)
+        })
+    }
+
     /// Whether anything but video arrived.
     pub(super) fn has_audio(&self) -> bool {
         self.audio.ssrc.is_some()
@@ -277,9 +292,7 @@ impl Tally {
             .first_frame
             .map_or(Duration::ZERO, |first| now.saturating_duration_since(first));
         let settled = watched.saturating_sub(SETTLING).as_secs_f64();
-        let freeze = self.newest.map_or(Duration::ZERO, |(at, _)| {
-            now.saturating_duration_since(at).max(self.longest_freeze)
-        });
+        let freeze = self.longest_freeze(now);
         let video = self.video.summary().map(|packets| Video {
             frames: self.frames,
             complete: self.complete,
@@ -313,6 +326,7 @@ impl Tally {
             healthy: true,
             reasons: Vec::new(),
             watched_seconds: watched.as_secs_f64(),
+            moved: 0,
             join: self.join,
             video,
             audio: self.audio.summary(),

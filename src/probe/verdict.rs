@@ -74,6 +74,12 @@ pub(super) fn table(report: &Report) -> String {
         ),
     );
     row("watched", format!("{:.1} s", report.watched_seconds));
+    if report.moved > 0 {
+        row(
+            "moved",
+            format!("{} times, as the server asked", report.moved),
+        );
+    }
     let packets = |packets: &Packets| {
         format!(
             "{} packets · {} lost ({:.2} %) · {} repaired · jitter {:.1} ms · longest gap {:.0} ms",

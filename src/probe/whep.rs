@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, LOCATION, RETRY_AFTER};
 use reqwest::{Client, Method, Response, StatusCode, Url};
+use tokio::sync::mpsc;
+
+use super::events;
 
 /// For connecting and for each answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -15,6 +18,12 @@ const BODY_BYTES_MAX: usize = 256 * 1024;
 pub(super) struct Whep {
     client: Client,
     endpoint: Url,
+    auth: Auth,
+}
+
+/// What requests are authorized by.
+#[derive(Debug, Clone)]
+pub(super) struct Auth {
     bearer: Option<String>,
 }
 
@@ -24,6 +33,8 @@ pub(super) struct Answer {
     pub(super) sdp: String,
     /// Where to DELETE the session.
     pub(super) session: Option<Url>,
+    /// Where to subscribe to its events, if the server has some.
+    pub(super) events: Option<Url>,
 }
 
 /// Why there is no answer. The texts are sentences for people.
@@ -45,6 +56,20 @@ pub(super) enum WhepError {
     Refused { status: StatusCode, detail: String },
     #[error("the answer of the server is no SDP: {0}")]
     NoSdp(String),
+}
+
+impl Auth {
+    pub(super) fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        if let Some(bearer) = &self.bearer
+            && let Ok(mut value) =
+                format!("Bearer {bearer}").parse::<reqwest::header::HeaderValue>()
+        {
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        headers
+    }
 }
 
 impl Whep {
@@ -70,8 +95,24 @@ impl Whep {
         Ok(Self {
             client,
             endpoint,
-            bearer: bearer.map(str::to_owned),
+            auth: Auth {
+                bearer: bearer.map(str::to_owned),
+            },
         })
+    }
+
+    /// The same for another endpoint.
+    pub(super) fn at(&self, endpoint: Url) -> Self {
+        Self {
+            endpoint,
+            ..self.clone()
+        }
+    }
+
+    /// Sends the endpoints that the server asks to join instead.
+    pub(super) fn listen(&self, events: Url, invitations: mpsc::Sender<Url>) {
+        let (client, auth) = (self.client.clone(), self.auth.clone());
+        tokio::spawn(events::listen(client, auth, events, invitations));
     }
 
     /// The endpoint.
@@ -105,11 +146,16 @@ impl Whep {
             .get(LOCATION)
             .and_then(|value| value.to_str().ok())
             .and_then(|location| response.url().join(location).ok());
+        let events = events::link(&response);
         let sdp = self.body(response).await?;
         if !sdp.starts_with("v=0") {
             return Err(WhepError::NoSdp(sdp.chars().take(80).collect()));
         }
-        Ok(Answer { sdp, session })
+        Ok(Answer {
+            sdp,
+            session,
+            events,
+        })
     }
 
     /// Ends the session. Says whether the server knew it.
@@ -125,17 +171,8 @@ impl Whep {
     }
 
     fn headers(&self) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        if let Some(bearer) = &self.bearer
-            && let Ok(mut value) =
-                format!("Bearer {bearer}").parse::<reqwest::header::HeaderValue>()
-        {
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
-        }
-        headers
+        self.auth.headers()
     }
-
     async fn body(&self, mut response: Response) -> Result<String, WhepError> {
         let mut body = Vec::new();
         while let Some(chunk) = response

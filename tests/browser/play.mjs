@@ -158,12 +158,24 @@ try {
     say({ labels, seen, errors, joins: await page.evaluate(() => window.headwater.joins) });
   } else {
     let ended = false;
+    // The pauses between pictures on the screen that an eye may notice, with the time of their end.
+    await page.evaluate(() => {
+      const video = document.querySelector('video');
+      window.pauses = [];
+      let last;
+      const see = (now) => {
+        if (now - last > 100) window.pauses.push([Math.round(now), Math.round(now - last)]);
+        last = now;
+        video.requestVideoFrameCallback(see);
+      };
+      video.requestVideoFrameCallback(see);
+    });
     process.stdin.on('end', () => { ended = true; }).resume();
     while (!ended) {
       say({ errors, ...await page.evaluate(() => ({
         at: performance.now(), state: window.headwater.state, joins: window.headwater.joins,
         frames: window.headwater.stats.frames ?? 0, stats: window.headwater.stats,
-        text: document.getElementById('cover-text').textContent, history: window.headwater.history,
+        text: document.getElementById('cover-text').textContent, history: window.headwater.history, pauses: window.pauses,
       })) });
       await new Promise((resolve) => { setTimeout(resolve, 200); });
     }

@@ -18,14 +18,14 @@ fn screenshot(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.png"))
 }
 
-struct Browser {
-    process: Process,
+pub(super) struct Browser {
+    pub(super) process: Process,
     // Closing it asks the script to end.
-    stdin: Option<std::process::ChildStdin>,
+    pub(super) stdin: Option<std::process::ChildStdin>,
 }
 
 impl Browser {
-    fn open(mode: &str, url: &str, name: &str) -> Self {
+    pub(super) fn open(mode: &str, url: &str, name: &str) -> Self {
         Self::open_with(mode, url, name, &[])
     }
 
@@ -47,7 +47,7 @@ impl Browser {
         Self { process, stdin }
     }
 
-    fn last(&self) -> Option<Value> {
+    pub(super) fn last(&self) -> Option<Value> {
         let lines = self.process.lines();
         lines.iter().rev().find_map(|line| {
             let value: Value = serde_json::from_str(line).ok()?;
@@ -55,7 +55,7 @@ impl Browser {
         })
     }
 
-    fn await_state(&mut self, state: &str, limit: Duration) -> Value {
+    pub(super) fn await_state(&mut self, state: &str, limit: Duration) -> Value {
         eventually(&format!("the player is {state}"), limit, || {
             let seen = self.last();
             assert!(self.process.running(), "the browser ended: {seen:?}");
@@ -64,7 +64,7 @@ impl Browser {
     }
 
     /// Waits until the picture moves on by `more` frames of the same session.
-    fn await_frames(&mut self, more: u64, limit: Duration) {
+    pub(super) fn await_frames(&mut self, more: u64, limit: Duration) {
         let before = self.last().map_or(0, |seen| number(&seen, "/frames"));
         eventually("the picture moves", limit, || {
             let seen = self.last()?;

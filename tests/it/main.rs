@@ -7,6 +7,7 @@
 mod harness;
 
 mod browser;
+mod drain;
 mod failover;
 mod ladder;
 mod operations;

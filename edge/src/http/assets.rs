@@ -18,7 +18,7 @@ struct Asset {
     body: &'static str,
 }
 
-const ASSETS: [Asset; 5] = [
+const ASSETS: [Asset; 6] = [
     Asset {
         name: "index.js",
         content_type: "text/javascript; charset=utf-8",
@@ -28,6 +28,11 @@ const ASSETS: [Asset; 5] = [
         name: "player.js",
         content_type: "text/javascript; charset=utf-8",
         body: include_str!("../../player/player.js"),
+    },
+    Asset {
+        name: "events.js",
+        content_type: "text/javascript; charset=utf-8",
+        body: include_str!("../../player/events.js"),
     },
     Asset {
         name: "quality.js",

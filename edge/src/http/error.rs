@@ -163,7 +163,9 @@ impl Problem {
     }
 
     pub(crate) fn draining() -> Self {
+        // A connection that stays open would bring the next try here again.
         Self::unavailable("draining", "this edge is shutting down; try another one")
+            .with(header::CONNECTION, HeaderValue::from_static("close"))
     }
 
     pub(crate) fn unavailable(kind: &'static str, detail: &str) -> Self {

@@ -145,7 +145,7 @@ fn sorted(info: &StreamInfo) -> Vec<(&Track, &h264::Configuration)> {
     sorted
 }
 
-fn describe(state: &EdgeState, session: &Session) -> Value {
+pub(super) fn describe(state: &EdgeState, session: &Session) -> Value {
     let info = info(state, session);
     let sorted = info.as_deref().map(sorted).unwrap_or_default();
     let sent = session.counters.rendition.load(Ordering::Relaxed);

@@ -36,7 +36,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             workers: 0,
-            connections_per_worker: 4096,
+            connections_per_worker: 16_384,
             connections_per_address: 256,
             request_timeout_ms: 5000,
             keep_alive_seconds: 15,

@@ -20,6 +20,8 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use crate::config::Config;
+use crate::drain::Drain;
+use crate::placement::Placement;
 use crate::registry::Registry;
 use crate::sessions::Sessions;
 use crate::shard::Shards;
@@ -30,6 +32,7 @@ mod auth;
 mod body;
 mod cors;
 mod error;
+mod events;
 mod layer;
 pub mod limits;
 pub(crate) mod metrics;
@@ -53,6 +56,14 @@ pub struct IceServer {
     pub credential: Option<Token>,
 }
 
+/// Who watches here, and who might be better off elsewhere.
+#[derive(Debug)]
+pub(crate) struct Guests {
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) placement: Placement,
+    pub(crate) drain: Arc<Drain>,
+}
+
 /// What requests work with.
 #[derive(Debug)]
 pub struct EdgeState {
@@ -60,6 +71,8 @@ pub struct EdgeState {
     registry: Registry,
     shards: Shards,
     sessions: Arc<Sessions>,
+    placement: Placement,
+    drain: Arc<Drain>,
     config: Config,
     limiter: Mutex<limits::Limiter>,
     live: api::Live,
@@ -67,19 +80,26 @@ pub struct EdgeState {
 
 impl EdgeState {
     /// With everything that the edge has started.
-    pub fn new(
+    pub(crate) fn new(
         node: Node,
         registry: Registry,
         shards: Shards,
-        sessions: Arc<Sessions>,
+        guests: Guests,
         config: Config,
     ) -> Self {
+        let Guests {
+            sessions,
+            placement,
+            drain,
+        } = guests;
         let limiter = Mutex::new(limits::Limiter::new(&config.limits));
         Self {
             node,
             registry,
             shards,
             sessions,
+            placement,
+            drain,
             config,
             limiter,
             live: api::Live::default(),
@@ -231,6 +251,17 @@ fn routes(config: &mut web::ServiceConfig) {
                 })),
         )
         .service(
+            web::resource("/whep/{app}/{stream}/{session}/events")
+                .name("whep_events")
+                .route(web::post().to(events::post))
+                .route(web::get().to(events::get))
+                .route(web::delete().to(events::delete))
+                .route(web::method(actix_web::http::Method::OPTIONS).to(events::options))
+                .default_service(web::to(|| async {
+                    Problem::method(events::METHODS).error_response()
+                })),
+        )
+        .service(
             web::resource("/api/v1/streams")
                 .name("streams")
                 .route(web::get().to(api::streams))
@@ -281,6 +312,7 @@ async fn observe<B: MessageBody>(
             "whep" => "whep",
             "whep_session" => "whep_session",
             "whep_layer" => "whep_layer",
+            "whep_events" => "whep_events",
             "streams" => "streams",
             "index" => "index",
             "play" => "play",

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderName};
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
@@ -11,10 +12,11 @@ use headwater_media::id::StreamName;
 use headwater_media::sdp::{Fragment, IceCredentials, Local, OFFER_BYTES_MAX, Offer};
 use metrics::{counter, histogram};
 use rand::Rng;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::error::Problem;
-use super::{EdgeState, auth, body, cors, millis, peer, preference};
+use super::{EdgeState, auth, body, cors, events, millis, peer, preference};
 use crate::sessions::{IceSession, Session, SessionId};
 use crate::shard::tag::ICE_CHARS;
 use crate::shard::{
@@ -25,6 +27,9 @@ pub(super) const ENDPOINT_METHODS: &str = "POST, GET, HEAD, OPTIONS";
 /// The WHEP extension by which a player chooses among renditions.
 pub(super) const LAYER_EXTENSION: &str = "urn:ietf:params:whep:ext:core:layer";
 pub(super) const SESSION_METHODS: &str = "PATCH, DELETE, GET, HEAD, OPTIONS";
+
+/// Stands in the query of a player that another edge sent.
+const SENT_BY: &str = "sent-by=";
 
 const SDP: &str = "application/sdp";
 const FRAGMENT: &str = "application/trickle-ice-sdpfrag";
@@ -44,6 +49,7 @@ pub(super) async fn post(
 ) -> Result<HttpResponse, Problem> {
     let result = join(&request, &path, payload, &state).await;
     let label = match &result {
+        Ok(answer) if answer.status() == StatusCode::TEMPORARY_REDIRECT => "redirected",
         Ok(_) => "ok",
         Err(problem) => {
             debug!(peer = ?peer(&request), app = %path.0, stream = %path.1, %problem, "join refused");
@@ -65,11 +71,10 @@ async fn join(
     state.admit(request)?;
     let name = name(&path.0, &path.1)?;
     auth::check(state.config.play_token.as_ref(), request)?;
-    if state.draining() {
-        return Err(Problem::draining());
-    }
     // Before anything is done for who can't be taken: a storm of joins must not cost those who watch.
-    state.shards.pick(clock.now())?;
+    if let Some(elsewhere) = place(request, state, &name)? {
+        return Ok(elsewhere);
+    }
     if !body::is_type(request, SDP) {
         return Err(Problem::media_type(SDP));
     }
@@ -108,6 +113,8 @@ async fn join(
         since: start,
         layers: Mutex::new(preference.layers.clone()),
         mids: negotiation.mids(),
+        ended: CancellationToken::new(),
+        listening: Mutex::new(CancellationToken::new()),
         ice: tokio::sync::Mutex::new(ice),
     }));
     // The player may hang up while we wait: then this future is dropped, and the guard takes back what it did.
@@ -164,6 +171,51 @@ async fn join(
         &id,
         &etag,
         &negotiation.answer(&local),
+    ))
+}
+
+/// Sends a player on that can't be served here, or better elsewhere, if it can get there: 307, so that it repeats its POST (conformance with
+/// RFC 9725 section 4.5). One that was sent here stays, or nobody would have it.
+fn place(
+    request: &HttpRequest,
+    state: &EdgeState,
+    name: &StreamName,
+) -> Result<Option<HttpResponse>, Problem> {
+    let now = state.node.clock.now();
+    let refused = if state.draining() {
+        Err(Problem::draining())
+    } else {
+        state.shards.pick(now).map(drop).map_err(Problem::from)
+    };
+    let query = request.query_string();
+    // Browsers and most others don't repeat a token at another host.
+    let stays = query.split('&').any(|pair| pair.starts_with(SENT_BY))
+        || request.headers().contains_key(header::AUTHORIZATION);
+    if stays {
+        return refused.map(|()| None);
+    }
+    let placement = &state.placement;
+    let there = match &refused {
+        Err(_) => placement.other(name),
+        Ok(()) => {
+            let has_stream = state.registry.watch(name).is_some();
+            placement.better(name, state.shards.load(now), has_stream)
+        }
+    };
+    let Some((there, url)) = there.and_then(|there| {
+        let url = placement.url_at(&there, name)?;
+        Some((there, url))
+    }) else {
+        return refused.map(|()| None);
+    };
+    let separator = if query.is_empty() { "" } else { "&" };
+    let location = format!("{url}?{query}{separator}{SENT_BY}{}", state.node.id);
+    debug!(stream = %name, to = %there.id, "a viewer is sent to another edge");
+    Ok(Some(
+        HttpResponse::TemporaryRedirect()
+            .insert_header((header::LOCATION, location))
+            .insert_header((header::CACHE_CONTROL, "no-store"))
+            .finish(),
     ))
 }
 
@@ -337,6 +389,14 @@ fn created(
     response.append_header((
         header::LINK,
         format!("<{location}/layer>; rel=\"{LAYER_EXTENSION}\""),
+    ));
+    response.append_header((
+        header::LINK,
+        format!(
+            "<{location}/events>; rel=\"{}\"; events=\"{}\"",
+            events::EXTENSION,
+            events::NAMES.join(",")
+        ),
     ));
     response.body(answer.to_owned())
 }

@@ -16,7 +16,7 @@ pub mod etcd;
 pub mod fixed;
 pub mod memory;
 #[cfg(test)]
-mod suite;
+pub(crate) mod suite;
 
 pub use claimant::{Claimant, Restore};
 
@@ -88,8 +88,16 @@ pub struct NodeRecord {
     pub load: f64,
     /// It takes nobody new.
     pub draining: bool,
+    /// Streams that viewers watch there, those with the most viewers first: at most [`Self::STREAMS_MAX`]. Only edges say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub streams: Vec<StreamName>,
     /// Its software version.
     pub version: String,
+}
+
+impl NodeRecord {
+    /// Streams in a record (count). Every node reads every record, so they stay small.
+    pub const STREAMS_MAX: usize = 32;
 }
 
 /// A stream as others see it.

@@ -29,6 +29,7 @@ pub(crate) fn record(id: &str, load: f64) -> NodeRecord {
         public_url: None,
         load,
         draining: false,
+        streams: Vec::new(),
         version: "1".to_owned(),
     }
 }

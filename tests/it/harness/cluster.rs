@@ -32,6 +32,8 @@ pub(crate) struct Options {
     pub(crate) env: Vec<(String, String)>,
     /// The address that answers name to players, if it isn't the one that media listens at.
     pub(crate) public_ip: Option<Ipv4Addr>,
+    /// Players can be sent to this edge by a URL of its own.
+    pub(crate) public_url: bool,
 }
 
 impl Options {
@@ -77,6 +79,9 @@ impl Node {
             let public_ip = options.public_ip.unwrap_or(Ipv4Addr::LOCALHOST);
             flag("--public-ip", public_ip.to_string());
             flag("--shards", "1".to_owned());
+            if options.public_url {
+                flag("--public-url", format!("http://127.0.0.1:{http}"));
+            }
         }
         command.extend_from_slice(directory);
         command.insert(
@@ -219,6 +224,26 @@ impl Cluster {
             etcd: Some(etcd),
         };
         (cluster, wire)
+    }
+
+    /// An origin and some edges, which find each other by etcd.
+    pub(crate) fn fleet(edges: usize, options: &Options) -> Self {
+        let (etcd, url) = start_etcd();
+        let flags = ["--etcd".to_owned(), url];
+        let mut nodes = vec![Node::start(Role::Origin, "o1", &flags, options)];
+        nodes.extend(
+            (1..=edges).map(|n| Node::start(Role::Edge, &format!("e{n}"), &flags, options)),
+        );
+        Self {
+            nodes,
+            etcd: Some(etcd),
+        }
+    }
+
+    /// All that serve viewers.
+    pub(crate) fn edges(&mut self) -> impl Iterator<Item = &mut Node> {
+        let mut nodes = self.nodes.iter_mut();
+        std::iter::from_fn(move || nodes.find(|node| node.role == Role::Edge))
     }
 
     /// The node that takes publishers.
