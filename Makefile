@@ -11,7 +11,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 BROWSER_MODULES := tests/browser/node_modules/.package-lock.json
 
-.PHONY: help run demo build test checks bench lab lint fmt deps test-deps clean
+.PHONY: help run demo build test checks bench chaos lab lint fmt deps test-deps clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ bench: ## Measure the edge against the floor: five minutes on a quiet machine (B
 	@deploy/dev/deps.sh run
 	cargo build --locked --package headwater --package headwater-bench --bins
 	@"$${CARGO_TARGET_DIR:-target}/debug/headwater-bench" --binary "$${CARGO_TARGET_DIR:-target}/debug/headwater" $(BENCH)
+
+chaos: test-deps ## Faults for an hour, in an order that a seed gives (FOR=600 SEED=7)
+	HEADWATER_CHAOS_SECONDS=$(or $(FOR),3600) HEADWATER_CHAOS_SEED=$(or $(SEED),1) \
+		cargo test --locked --package headwater --test it chaos -- --nocapture --test-threads=1
 
 lab: build ## Simulate viewers on bad links and write the table to tests/lab.md
 	@{ sed '/^|/,$$d' tests/lab.md; "$${CARGO_TARGET_DIR:-target}/debug/headwater" lab; } > tests/.lab.md

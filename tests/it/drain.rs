@@ -37,7 +37,7 @@ fn freeze(report: &Value) -> f64 {
 
 #[test]
 fn all_edges_are_restarted_one_by_one_and_no_viewer_sees_it() {
-    let mut cluster = Cluster::fleet(2, &options());
+    let mut cluster = Cluster::fleet(1, 2, &options());
     let _publisher = Publisher::start(&cluster.rtmp_url(STREAM), Picture::Test, Sound::Tone);
     let urls: Vec<String> = cluster
         .edges()
@@ -73,7 +73,7 @@ fn all_edges_are_restarted_one_by_one_and_no_viewer_sees_it() {
 
 #[test]
 fn the_player_page_goes_over_without_a_pause() {
-    let mut cluster = Cluster::fleet(2, &options());
+    let mut cluster = Cluster::fleet(1, 2, &options());
     let _publisher = Publisher::start(&cluster.rtmp_url(STREAM), Picture::Test, Sound::Tone);
     let page = format!("http://127.0.0.1:{}/play/{STREAM}", cluster.edge().http);
     let mut browser = Browser::open("follow", &page, "drain");
@@ -105,7 +105,7 @@ fn the_player_page_goes_over_without_a_pause() {
 #[test]
 fn a_viewer_without_events_stays_until_the_time_is_up() {
     let options = options().env("HEADWATER_DRAIN_SECONDS", "3");
-    let mut cluster = Cluster::fleet(2, &options);
+    let mut cluster = Cluster::fleet(1, 2, &options);
     let _publisher = Publisher::start(&cluster.rtmp_url(STREAM), Picture::Test, Sound::Tone);
     let flags = [FLAGS, &["--stay"]].concat();
     let mut viewer = Viewer::start(&cluster.whep_url(STREAM), seconds(60), &flags);
@@ -132,7 +132,7 @@ fn a_viewer_without_events_stays_until_the_time_is_up() {
 
 #[test]
 fn an_edge_without_others_does_not_wait() {
-    let mut cluster = Cluster::fleet(1, &options());
+    let mut cluster = Cluster::fleet(1, 1, &options());
     let _publisher = Publisher::start(&cluster.rtmp_url(STREAM), Picture::Test, Sound::Tone);
     let mut viewer = Viewer::start(&cluster.whep_url(STREAM), seconds(60), FLAGS);
     viewer.await_frames(60, seconds(30));

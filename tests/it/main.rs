@@ -7,6 +7,7 @@
 mod harness;
 
 mod browser;
+mod chaos;
 mod drain;
 mod failover;
 mod ladder;

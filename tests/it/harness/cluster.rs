@@ -226,14 +226,17 @@ impl Cluster {
         (cluster, wire)
     }
 
-    /// An origin and some edges, which find each other by etcd.
-    pub(crate) fn fleet(edges: usize, options: &Options) -> Self {
+    /// Origins `o1`, … and edges `e1`, …, which find each other by etcd.
+    pub(crate) fn fleet(origins: usize, edges: usize, options: &Options) -> Self {
         let (etcd, url) = start_etcd();
         let flags = ["--etcd".to_owned(), url];
-        let mut nodes = vec![Node::start(Role::Origin, "o1", &flags, options)];
-        nodes.extend(
-            (1..=edges).map(|n| Node::start(Role::Edge, &format!("e{n}"), &flags, options)),
-        );
+        let start = |role, name: &str, count: usize| {
+            let ids = (1..=count).map(move |n| format!("{name}{n}"));
+            let node = |id: String| Node::start(role, &id, &flags, options);
+            ids.map(node).collect::<Vec<_>>()
+        };
+        let mut nodes = start(Role::Origin, "o", origins);
+        nodes.extend(start(Role::Edge, "e", edges));
         Self {
             nodes,
             etcd: Some(etcd),

@@ -95,8 +95,22 @@ impl Process {
 
     /// Asks it to stop, as Kubernetes and systemd do.
     pub(crate) fn terminate(&self) {
+        self.signal("-TERM");
+    }
+
+    /// Holds it, as a machine does that hangs.
+    pub(crate) fn freeze(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Ends [`Self::freeze`].
+    pub(crate) fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
         let status = Command::new("kill")
-            .args(["-TERM", &self.pid().to_string()])
+            .args([signal, &self.pid().to_string()])
             .status();
         assert!(
             status.is_ok_and(|status| status.success()),
