@@ -3,6 +3,8 @@
 //! The offers are Chromium's. Nobody connects behind them unless a test says so: what counts here is what is answered.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
 
 use super::harness::{
     Answer, Cluster, Options, Picture, Publisher, Sound, Viewer, eventually, get, pause, request,
@@ -12,6 +14,7 @@ use super::harness::{
 const OFFER: &str = include_str!("../../media/src/sdp/testdata/chromium-156-stereo.sdp");
 const STREAM: &str = "/whep/live/demo";
 const SDP: (&str, &str) = ("Content-Type", "application/sdp");
+const JSON: (&str, &str) = ("Content-Type", "application/json");
 const FRAGMENT: (&str, &str) = ("Content-Type", "application/trickle-ice-sdpfrag");
 
 /// A cluster with a live stream.
@@ -321,8 +324,7 @@ fn renditions_are_chosen_by_the_layer_extension() {
     assert_eq!(known["encodings"][1]["encodingId"], "source", "{known:#}");
     assert!(known["pinned"].is_null(), "{known:#}");
 
-    let json = ("Content-Type", "application/json");
-    let post = |body: &str| request(port, "POST", &layer, &[json], body).expect("an answer");
+    let post = |body: &str| request(port, "POST", &layer, &[JSON], body).expect("an answer");
     let pinned = read(&post(r#"{"mediaId": "1", "encodingId": "240p"}"#));
     assert_eq!(pinned["pinned"], "240p", "{pinned:#}");
     let pinned = read(&post(r#"{"spatialLayerId": 1, "of another server": true}"#));
@@ -346,4 +348,51 @@ fn renditions_are_chosen_by_the_layer_extension() {
     let elsewhere = layer.replace("/layer", "0/layer");
     let answer = request(port, "GET", &elsewhere, &[], "").expect("an answer");
     assert_eq!(answer.status, 404);
+}
+
+#[test]
+fn events_are_read_as_long_as_the_session_lasts() {
+    let mut live = Live::start(&Options::default());
+    let session = live.join();
+    let port = live.port();
+    let events = format!("{}/events", session.url);
+    let post = |body: &str| request(port, "POST", &events, &[JSON], body).expect("an answer");
+    assert_eq!(post("{").status, 400);
+    assert_eq!(post(r#"["scte35"]"#).status, 422);
+    let created = post(r#"["scte35", "active", "inactive"]"#);
+    assert_eq!(created.status, 201, "{created:?}");
+    let location = created.header("Location").expect("where to read");
+
+    let read = || {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the edge");
+        stream
+            .set_read_timeout(Some(seconds(10)))
+            .expect("a timeout");
+        let head = format!(
+            "GET {location} HTTP/1.1\r\nHost: edge\r\nConnection: close\r\nAccept-Encoding: gzip\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).expect("sent");
+        BufReader::new(stream)
+    };
+    let await_line = |reader: &mut BufReader<TcpStream>, wanted: &str| {
+        let mut lines = reader
+            .by_ref()
+            .lines()
+            .map(|line| line.expect("a line in time"));
+        assert!(lines.any(|line| line == wanted), "it ended before {wanted}");
+    };
+    let mut first = read();
+    await_line(&mut first, "content-type: text/event-stream");
+    await_line(&mut first, "event: active");
+    // One reader at a time: a page that was reloaded must not leave the old one behind.
+    let mut second = read();
+    await_line(&mut second, "event: active");
+    let mut rest = String::new();
+    first.read_to_string(&mut rest).expect("it ends");
+    assert_eq!(
+        request(port, "DELETE", &session.url, &[], "").map(|a| a.status),
+        Some(200)
+    );
+    second.read_to_string(&mut rest).expect("it ends");
+    assert_eq!(post("").status, 404);
 }

@@ -97,13 +97,20 @@ pub(super) async fn get(
     .cancel();
     let listener = Listener {
         wants: NAMES.map(wants),
-        stream: state.registry.watch(&session.stream),
+        // It changes every second, which is nothing to whom it is nothing to.
+        stream: NAMES[..3]
+            .iter()
+            .any(|name| wants(name))
+            .then(|| state.registry.watch(&session.stream))
+            .flatten(),
         leaving: state.drain.watch(),
         ask_at: None,
+        asked: false,
         active: None,
         layers: None,
         over,
-        first: true,
+        // At once: the player knows by it that somebody is there.
+        keep_alive_at: state.node.clock.now(),
         session,
         state,
     };
@@ -146,11 +153,12 @@ struct Listener {
     leaving: watch::Receiver<Leaving>,
     /// When the viewer is asked to go elsewhere.
     ask_at: Option<Instant>,
+    asked: bool,
     /// What was said last.
     active: Option<bool>,
     layers: Option<Value>,
     over: CancellationToken,
-    first: bool,
+    keep_alive_at: Instant,
 }
 
 impl Listener {
@@ -164,23 +172,24 @@ impl Listener {
                 self.ask_at = Some(now + spread.mul_f64(rand::rng().random()));
             }
             let mut text = self.stream_events();
-            if self.ask_at.is_some_and(|at| at <= now) {
-                // Once is enough: a player that can't go keeps trying by itself.
-                self.ask_at = Some(now + Duration::from_secs(3600));
+            // Once is enough: a player that can't go keeps trying by itself.
+            if !self.asked && self.ask_at.is_some_and(|at| at <= now) {
+                self.asked = true;
                 if self.wants[3] {
                     text.push_str(&event("reconnect", &json!({ "url": self.elsewhere() })));
                 }
             }
-            if std::mem::take(&mut self.first) && text.is_empty() {
-                // The player knows by it that somebody is there.
+            if text.is_empty() && self.keep_alive_at <= now {
                 text.push_str(":\n\n");
             }
             if !text.is_empty() {
+                self.keep_alive_at = now + KEEP_ALIVE;
                 return Some((Ok(text.into()), self));
             }
-            let keep_alive_at = now + KEEP_ALIVE;
+            let keep_alive_at = self.keep_alive_at;
             let wake = self
                 .ask_at
+                .filter(|_| !self.asked)
                 .map_or(keep_alive_at, |at| at.min(keep_alive_at));
             let stream = &mut self.stream;
             let changed = async move {
@@ -197,11 +206,7 @@ impl Listener {
                 () = changed => {}
                 // The edge holds the other end for as long as it serves.
                 _ = self.leaving.changed(), if self.ask_at.is_none() => {}
-                () = tokio::time::sleep_until(wake.into()) => {
-                    if wake == keep_alive_at {
-                        return Some((Ok(Bytes::from_static(b":\n\n")), self));
-                    }
-                }
+                () = tokio::time::sleep_until(wake.into()) => {}
             }
         }
     }
