@@ -38,7 +38,7 @@ DASHBOARDS = {
             ("stat", "Streams", "short", "Streams at origins, held ones included.", [(f"sum(headwater_origin_streams{{{I}}})", "")]),
             ("stat", "Edges", "short", "Edges that are scraped.", [(f"count(headwater_edge_load_ratio{{{I}}})", "")]),
             ("stat", "Origins", "short", "Origins that are scraped.", [(f'count(headwater_build_info{{{I},role=~"origin|standalone"}})', "")]),
-            ("stat", "To viewers", "bps", "Bits per second to viewers, with UDP and IP headers.", [(f"sum(headwater_edge_shard_egress_bits_per_second{{{I}}})", "")]),
+            ("stat", "To viewers", "bps", "Bits per second to viewers, with UDP and IP headers.", [(f"8 * sum(headwater_edge_shard_egress_bytes_per_second{{{I}}})", "")]),
             ("stat", "Highest load", "percentunit", "Load of the fullest edge. At 100 % it refuses newcomers.", [(f"max(headwater_edge_load_ratio{{{I}}})", "")]),
             ("stat", "Joins that fail, 1 h", "percentunit", "Joins refused on our side, or accepted and never connected. The objective is 0.5 % by the month.", [(joins_failed("1h"), "")]),
             ("stat", "Latency in edges, p99", "s", "From a picture's packetizing at the edge to its last viewer's send call.", quantiles("headwater_edge_fan_out_seconds", of=(0.99,))),
@@ -46,7 +46,7 @@ DASHBOARDS = {
         ("Load", [
             ("timeseries", "Viewers by edge", "short", "Where viewers are.", [(f"sum by (instance) (headwater_edge_viewers{{{I}}})", "{{instance}}")]),
             ("timeseries", "Load by edge", "percentunit", "What a newcomer meets: the load of the least loaded shard. From 100 % on joins are refused.", [(f"headwater_edge_load_ratio{{{I}}}", "{{instance}}")]),
-            ("timeseries", "To viewers by edge", "bps", "Bits per second, with UDP and IP headers.", [(f"sum by (instance) (headwater_edge_shard_egress_bits_per_second{{{I}}})", "{{instance}}")]),
+            ("timeseries", "To viewers by edge", "bps", "Bits per second, with UDP and IP headers.", [(f"8 * sum by (instance) (headwater_edge_shard_egress_bytes_per_second{{{I}}})", "{{instance}}")]),
             ("timeseries", "From publishers by origin", "bps", "Payload bits per second.", [(f"8 * {rate('headwater_origin_ingest_bytes_total', by='instance')}", "{{instance}}")]),
         ]),
         ("Health", [
@@ -86,7 +86,7 @@ DASHBOARDS = {
             ("timeseries", "Busy", "percentunit", "Share of time a shard's loop works. 90 % is full.", [(f"headwater_edge_shard_busy_ratio{{{I}}}", "{{instance}} {{shard}}")]),
             ("timeseries", "Lateness", "s", "How late pictures reach their last viewer. 50 ms is full.", [(f"headwater_edge_shard_lag_seconds{{{I}}}", "{{instance}} {{shard}}")]),
             ("timeseries", "Viewers", "short", "By shard, connecting ones included.", [(f"headwater_edge_viewers{{{I}}}", "{{instance}} {{shard}}")]),
-            ("timeseries", "Egress", "bps", "Bits per second, with UDP and IP headers.", [(f"headwater_edge_shard_egress_bits_per_second{{{I}}}", "{{instance}} {{shard}}")]),
+            ("timeseries", "Egress", "bps", "Bits per second, with UDP and IP headers.", [(f"8 * headwater_edge_shard_egress_bytes_per_second{{{I}}}", "{{instance}} {{shard}}")]),
             ("heatmap", "Fan-out", "s", "How long pictures take from packetizing to their last viewer.", [(rate("headwater_edge_fan_out_seconds_bucket", by="le"), "{{le}}")]),
         ]),
         ("Sending", [

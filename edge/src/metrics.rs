@@ -1,6 +1,7 @@
 //! The edge's metrics: names and help texts.
 
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use headwater_node::telemetry::{start_at_zero, start_at_zero_by};
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 
 /// See [`describe`].
 pub(crate) const REPLICAS: &str = "headwater_edge_replicas";
@@ -61,7 +62,7 @@ pub(crate) const SHARD_BUSY: &str = "headwater_edge_shard_busy_ratio";
 /// See [`describe`].
 pub(crate) const SHARD_LAG: &str = "headwater_edge_shard_lag_seconds";
 /// See [`describe`].
-pub(crate) const SHARD_EGRESS: &str = "headwater_edge_shard_egress_bits_per_second";
+pub(crate) const SHARD_EGRESS: &str = "headwater_edge_shard_egress_bytes_per_second";
 /// See [`describe`].
 pub(crate) const FAN_OUT: &str = "headwater_edge_fan_out_seconds";
 /// See [`describe`].
@@ -175,4 +176,30 @@ pub(crate) fn describe() {
         Unit::Seconds,
         "how long a viewer's pictures waited for the pacer until it was at the live edge again"
     );
+    start_at_zero(&[
+        VIEWERS_JOINED,
+        RESENT,
+        RESENT_BYTES,
+        RESENT_SPARE,
+        NACKED,
+        BATCHES_DROPPED,
+        SWITCHES,
+        PROBES,
+    ]);
+    start_at_zero_by(
+        VIEWERS_ENDED,
+        "reason",
+        &[
+            "left",
+            "closed",
+            "expired",
+            "never_connected",
+            "handshake_failed",
+            "stream_ended",
+        ],
+    );
+    start_at_zero_by(SEND_DROPPED, "reason", &["full", "refused"]);
+    start_at_zero_by(SKIPPED, "place", &["replica", "shard"]);
+    start_at_zero_by(MAILBOX_FULL, "link", &["shard", "commands"]);
+    gauge!(REPLICAS).increment(0.0);
 }

@@ -18,6 +18,7 @@ use headwater_node::Node;
 use headwater_node::actor::{Sender, Undelivered};
 use headwater_node::backoff::Backoff;
 use headwater_node::directory::Upstream;
+use headwater_node::telemetry::{start_at_zero, start_at_zero_by};
 use headwater_proto::convert;
 use headwater_proto::replication as wire;
 use headwater_proto::replication::{to_edge, to_origin};
@@ -57,6 +58,12 @@ pub(crate) fn describe_metrics() {
     );
     describe_counter!(ATTEMPTS, "attempts to subscribe at an upstream, by outcome");
     describe_counter!(LOST, "access units missing in what an upstream sent");
+    start_at_zero(&[REFUSED, LOST]);
+    start_at_zero_by(
+        ATTEMPTS,
+        "outcome",
+        &["not_found", "failed", "lost", "ended", "stopped"],
+    );
 }
 
 /// A running subscription. Dropping it unsubscribes.

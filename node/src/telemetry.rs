@@ -152,6 +152,20 @@ impl Metrics {
     }
 }
 
+/// Shows counters before they have counted anything: a series that begins with its first event hides that event from rates and alerts.
+pub fn start_at_zero(names: &[&'static str]) {
+    for &name in names {
+        counter!(name).increment(0);
+    }
+}
+
+/// The same for a counter with a label, for those of its values that alerts look at.
+pub fn start_at_zero_by(name: &'static str, label: &'static str, values: &[&'static str]) {
+    for &value in values {
+        counter!(name, label => value).increment(0);
+    }
+}
+
 fn builder() -> PrometheusBuilder {
     PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS_BUCKETS)
@@ -196,6 +210,8 @@ mod tests {
     fn durations_get_buckets_and_counters_show() {
         let metrics = Metrics::install();
         metrics.build_info("1.2.3", "abc", "edge");
+        start_at_zero(&["headwater_test_falls_total"]);
+        start_at_zero_by("headwater_test_ends_total", "reason", &["left", "lost"]);
         metrics::histogram!("headwater_test_wait_seconds").record(0.004);
         metrics::histogram!("headwater_test_body_bytes").record(5000.0);
         metrics.upkeep();
@@ -205,6 +221,8 @@ mod tests {
             "headwater_test_wait_seconds_bucket{le=\"0.005\"} 1",
             "headwater_test_body_bytes_bucket{le=\"16384\"} 1",
             "headwater_panics_total ",
+            "headwater_test_falls_total 0",
+            "headwater_test_ends_total{reason=\"lost\"} 0",
             "# HELP headwater_panics_total ",
             "version=\"1.2.3\"",
         ] {

@@ -1,6 +1,7 @@
 //! Names and help of the origin's own metrics; RTMP and audio have theirs.
 
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use headwater_node::telemetry::{start_at_zero, start_at_zero_by};
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 
 /// Streams this origin has, held ones included.
 pub(crate) const STREAMS: &str = "headwater_origin_streams";
@@ -119,5 +120,37 @@ pub(crate) fn describe() {
         LADDER_LAG,
         Unit::Seconds,
         "From a picture of the source to that of the rendition made of it"
+    );
+    for held in [STREAMS, SUBSCRIBERS, LADDER_CHILDREN] {
+        gauge!(held).increment(0.0);
+    }
+    start_at_zero(&[
+        REPLICATED_BYTES,
+        SUBSCRIBER_SKIPS,
+        UNITS_SKIPPED,
+        AUDIO_PROBLEMS,
+        LADDER_RESTARTS,
+    ]);
+    start_at_zero_by(UNITS_DROPPED, "reason", &["overflow"]);
+    start_at_zero_by(
+        PUBLISHES,
+        "outcome",
+        &[
+            "accepted",
+            "busy",
+            "held_elsewhere",
+            "directory_unavailable",
+            "too_many_streams",
+        ],
+    );
+    start_at_zero_by(
+        LADDER_FAILURES,
+        "reason",
+        &["ffmpeg_missing", "busy", "exited", "stuck", "garbled"],
+    );
+    start_at_zero_by(
+        LADDER_DROPPED,
+        "reason",
+        &["mailbox", "slow", "late", "refused", "untimed"],
     );
 }

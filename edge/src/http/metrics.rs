@@ -1,5 +1,6 @@
 //! The HTTP side's metrics: names and help texts.
 
+use headwater_node::telemetry::{start_at_zero, start_at_zero_by};
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
 /// See [`describe`].
@@ -30,4 +31,19 @@ pub(crate) fn describe() {
     );
     describe_counter!(ICE_RESTARTS, "ICE restarts answered");
     describe_gauge!(SESSIONS, "WHEP sessions, connecting ones included");
+    start_at_zero(&[CONNECTIONS_REFUSED, ICE_RESTARTS]);
+    start_at_zero_by(
+        JOINS,
+        "result",
+        &[
+            "ok",
+            "not-live",
+            "full",
+            "egress",
+            "overloaded",
+            "no-upstream",
+            "too-many-streams",
+            "draining",
+        ],
+    );
 }

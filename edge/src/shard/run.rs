@@ -638,7 +638,7 @@ impl Shell {
             figures.load.set(self.board.load(now, viewers).ratio);
             figures.busy.set(reading.busy);
             figures.lag.set(reading.lag_seconds);
-            figures.egress.set(reading.egress);
+            figures.egress.set(reading.egress / 8.0);
             let viewers = u32::try_from(viewers).unwrap_or(u32::MAX);
             figures.viewers.set(f64::from(viewers));
         }

@@ -1,5 +1,6 @@
 //! Names, help texts and labels of the transcode's metrics.
 
+use headwater_node::telemetry::{start_at_zero, start_at_zero_by};
 use metrics::{Unit, describe_counter, describe_gauge};
 
 use crate::audio::pipeline::{FailureKind, Path};
@@ -50,6 +51,29 @@ pub(crate) fn describe() {
         GIVEN_UP,
         Unit::Count,
         "transcodes given up: the stream has no sound for WebRTC"
+    );
+    start_at_zero(&[UNITS, PACKETS, ANCHORED, GIVEN_UP]);
+    start_at_zero_by(
+        FAILURES,
+        "reason",
+        &[
+            "undecodable",
+            "panic",
+            "codec",
+            "ffmpeg_missing",
+            "ffmpeg_ended",
+            "ffmpeg_stuck",
+        ],
+    );
+    start_at_zero_by(
+        DROPPED,
+        "reason",
+        &[
+            "queue_full",
+            "ffmpeg_queue_full",
+            "undecodable",
+            "restarting",
+        ],
     );
 }
 

@@ -1,5 +1,6 @@
 //! Names of RTMP ingest's metrics, with their help texts.
 
+use headwater_node::telemetry::start_at_zero;
 use metrics::{Unit, describe_counter, describe_gauge};
 
 /// Open connections.
@@ -44,4 +45,5 @@ pub(super) fn describe() {
         SKIPPED,
         "RTMP audio and video messages that could not be used, by reason"
     );
+    start_at_zero(&[ACCEPT_ERRORS, RECEIVED]);
 }

@@ -42,6 +42,7 @@ use super::{
     Claimant, ClusterName, Directory, Error, Incarnation, NodeRecord, StreamRecord, Upstream,
 };
 use crate::clock::Clock;
+use crate::telemetry::{start_at_zero, start_at_zero_by};
 use calls::{CallError, Calls, Repeat};
 use records::{Keys, StreamValue, Subject};
 
@@ -412,6 +413,8 @@ fn describe_metrics() {
         watcher::REOPENED_TOTAL,
         "Watches of the directory that were opened anew, by reason"
     );
+    start_at_zero(&[UNREADABLE_TOTAL, LOST_CLAIMS_TOTAL, lease::LOST_TOTAL]);
+    start_at_zero_by(calls::FAILED_TOTAL, "reason", &["silent", "refused"]);
 }
 
 fn unavailable(error: &CallError) -> Error {
