@@ -1,5 +1,6 @@
 //! The edge's settings, `[edge]` in the configuration file.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use headwater_node::auth::Token;
@@ -20,6 +21,8 @@ pub struct Config {
     /// Addresses that viewers reach the media ports at; they go into the answers as candidates. Empty: the
     /// addresses of the interfaces.
     pub public_ip: Vec<IpAddr>,
+    /// Who knows those addresses, where nobody can write them down beforehand; asked at the start.
+    pub public_ip_from: Option<PublicIpFrom>,
     /// Loopback addresses count as interface addresses when `public_ip` is empty.
     pub loopback: bool,
     /// Media threads (count), each with its own socket; 0: as many as the machine has cores.
@@ -62,6 +65,70 @@ pub struct Config {
     /// Who presents it may watch; none: everybody. Set from `[auth]`.
     #[serde(skip)]
     pub play_token: Option<Token>,
+}
+
+/// Who knows the address at which viewers reach an edge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum PublicIpFrom {
+    /// `node:NAME`: Kubernetes, the ExternalIP of this node.
+    Node(String),
+    /// `service:NAMESPACE/NAME`: Kubernetes, the address of this Service's load balancer.
+    Service {
+        /// The Service's namespace.
+        namespace: String,
+        /// The Service's name.
+        name: String,
+    },
+    /// `stun:HOST:PORT`: a STUN server, the address it sees.
+    Stun(String),
+}
+
+impl TryFrom<String> for PublicIpFrom {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        // Names go into the path of a request.
+        let name = |name: &str| {
+            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+            (!name.is_empty() && name.chars().all(plain)).then(|| name.to_owned())
+        };
+        let parsed = match text.split_once(':') {
+            Some(("node", node)) => name(node).map(Self::Node),
+            Some(("service", service)) => {
+                service.split_once('/').and_then(|(namespace, service)| {
+                    let (namespace, name) = (name(namespace)?, name(service)?);
+                    Some(Self::Service { namespace, name })
+                })
+            }
+            Some(("stun", server)) => server
+                .rsplit_once(':')
+                .filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+                .map(|_| Self::Stun(server.to_owned())),
+            _ => None,
+        };
+        parsed.ok_or_else(|| {
+            format!(
+                "{text:?} is none of \"node:NAME\", \"service:NAMESPACE/NAME\", \"stun:HOST:PORT\""
+            )
+        })
+    }
+}
+
+impl fmt::Display for PublicIpFrom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(name) => write!(f, "node:{name}"),
+            Self::Service { namespace, name } => write!(f, "service:{namespace}/{name}"),
+            Self::Stun(server) => write!(f, "stun:{server}"),
+        }
+    }
+}
+
+impl From<PublicIpFrom> for String {
+    fn from(from: PublicIpFrom) -> Self {
+        from.to_string()
+    }
 }
 
 /// Where media over TCP listens.
@@ -121,6 +188,7 @@ impl Default for Config {
             media: SocketAddr::new(any, 8700),
             media_tcp: MediaTcp::Same,
             public_ip: Vec::new(),
+            public_ip_from: None,
             loopback: false,
             shards: 0,
             grpc: None,
@@ -140,6 +208,36 @@ impl Default for Config {
             playout_delay_ms: None,
             ice_servers: Vec::new(),
             play_token: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_knows_the_address_is_read_and_told() {
+        for text in [
+            "node:ip-10-0-0-1.internal",
+            "service:media/live-edge-0",
+            "stun:stun.example.com:3478",
+            "stun:[2001:db8::1]:3478",
+        ] {
+            let read = PublicIpFrom::try_from(text.to_owned()).expect(text);
+            assert_eq!(read.to_string(), text);
+        }
+        for text in [
+            "",
+            "node:",
+            "node:a/../b",
+            "service:media",
+            "service:/x",
+            "stun:host",
+            "stun::1",
+            "dns:x",
+        ] {
+            assert!(PublicIpFrom::try_from(text.to_owned()).is_err(), "{text}");
         }
     }
 }

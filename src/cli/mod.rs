@@ -11,6 +11,7 @@
 
 mod addresses;
 mod args;
+mod discover;
 mod lab;
 mod run;
 mod settings;

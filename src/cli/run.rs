@@ -31,7 +31,7 @@ use tracing::{info, warn};
 use super::args::Role;
 use super::settings::Settings;
 use super::summary::Started;
-use super::{COMMIT, addresses};
+use super::{COMMIT, addresses, discover};
 use crate::probe;
 
 /// More threads than this gain nothing: the heavy work is on the shards.
@@ -160,7 +160,9 @@ async fn start(
         io: io.clone(),
         shutdown: shutdown.clone(),
     };
-    if settings.edge.public_ip.is_empty() {
+    if let (Some(from), Role::Edge | Role::Standalone) = (&settings.edge.public_ip_from, role) {
+        settings.edge.public_ip = discover::public_ips(from).await?;
+    } else if settings.edge.public_ip.is_empty() {
         settings.edge.public_ip =
             addresses::reachable(settings.edge.media, settings.edge.loopback)?;
     }

@@ -170,6 +170,10 @@ impl Settings {
                 "edge.playout_delay_ms is [at least, at most] in milliseconds, up to 40950: [{min}, {max}] is not"
             );
         }
+        ensure!(
+            self.edge.public_ip.is_empty() || self.edge.public_ip_from.is_none(),
+            "edge.public_ip says the addresses, and edge.public_ip_from asks for them: give one of the two"
+        );
         for url in directory.etcd.iter().chain(&directory.origins) {
             check_url(url, &["http", "https"]).context("[directory]")?;
         }

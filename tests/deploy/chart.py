@@ -92,7 +92,7 @@ class Rendered:
 
     def environment(self, role, pod, addresses=None):
         """The container's variables as the kubelet would set them in a pod of this name; those of Secrets are `secret`."""
-        fields = {"metadata.name": pod, "status.podIP": "10.1.2.3", "status.hostIP": "192.0.2.7"} | (addresses or {})
+        fields = {"metadata.name": pod, "status.podIP": "10.1.2.3", "status.hostIP": "192.0.2.7", "spec.nodeName": "node-1"} | (addresses or {})
         out = {}
         for variable in self.container(role)["env"]:
             if "value" in variable:
@@ -167,8 +167,9 @@ class Rendered:
         account = spec.get("serviceAccountName", "default")
         if account != "default" and ("ServiceAccount", account) not in names and account not in external:
             self._fault(o, f"ServiceAccount {account} isn't there")
-        if spec.get("automountServiceAccountToken") is not False:
-            self._fault(o, "its pods get a token of Kubernetes' API")
+        bound = {s["name"] for kind in ("RoleBinding", "ClusterRoleBinding") for b in self.of(kind) for s in b["subjects"]}
+        if spec.get("automountServiceAccountToken") is not (account in bound):
+            self._fault(o, "its pods get a token of Kubernetes' API and may do nothing with it, or the other way round")
         volumes = {claim["metadata"]["name"] for claim in o["spec"].get("volumeClaimTemplates", [])}
         for volume in spec.get("volumes", []):
             volumes.add(volume["name"])
@@ -176,6 +177,8 @@ class Rendered:
                 self._fault(o, "mounts a path of the node")
             if "configMap" in volume and ("ConfigMap", volume["configMap"]["name"]) not in names:
                 self._fault(o, f"ConfigMap {volume['configMap']['name']} isn't there")
+            if "secret" in volume and volume["secret"]["secretName"] not in external:
+                self._fault(o, f"Secret {volume['secret']['secretName']} isn't there")
         for container in spec["containers"]:
             self._container(o, spec, container, volumes, names, external)
 
@@ -287,6 +290,15 @@ class Rendered:
                 service = self.get("Service", backend["name"])
                 if backend["port"]["name"] not in [p["name"] for p in service["spec"]["ports"]]:
                     self._fault(o, "its Service has no such port")
+
+    def _rolebinding(self, o):
+        if not any(s["kind"] == "ServiceAccount" and s["namespace"] == NAMESPACE for s in o["subjects"]):
+            self._fault(o, "binds no account of the namespace")
+        self.get(o["roleRef"]["kind"], o["roleRef"]["name"])
+        for subject in o["subjects"]:
+            self.get("ServiceAccount", subject["name"])
+
+    _clusterrolebinding = _rolebinding
 
     def _podmonitor(self, o):
         # The fields are those of the operator's CRD; a misspelt one would be dropped without a word.

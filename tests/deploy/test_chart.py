@@ -21,7 +21,8 @@ from chart import CHART, NAMESPACE, ROOT, Chart, Refused, pod_of, settings_keys
 KUBERNETES = ("1.26", "1.31", "1.37")
 CUSTOM = {"PodMonitor", "PrometheusRule"}
 
-EXTERNAL_ETCD = {"enabled": False, "endpoints": ["https://etcd-0.example.com:2379", "https://etcd-1.example.com:2379"]}
+EXTERNAL_ETCD = {"enabled": False, "endpoints": ["http://etcd-0.example.com:2379", "http://etcd-1.example.com:2379"]}
+TLS_ETCD = {"enabled": False, "endpoints": ["https://etcd-0.example.com:2379"], "tls": {"existingSecret": "mine"}}
 MONITORING = {"podMonitor": {"enabled": True, "labels": {"release": "prometheus"}}, "rules": {"enabled": True}, "dashboards": {"enabled": True}}
 
 GOOD = {
@@ -35,16 +36,22 @@ GOOD = {
         "edge": {
             "maxReplicas": 2,
             "media": {
-                "exposure": "loadBalancer", "addresses": ["198.51.100.1", "198.51.100.2"],
+                "exposure": "loadBalancer", "advertise": "static", "addresses": ["198.51.100.1", "198.51.100.2"],
                 "loadBalancer": {"class": "example.com/nlb", "annotations": {"example.com/kind": "network"}, "sourceRanges": ["0.0.0.0/0"]},
             },
         },
     },
+    "load balancers' own addresses": {"edge": {"maxReplicas": 2, "media": {"exposure": "loadBalancer"}}},
+    "external addresses of nodes": {"edge": {"media": {"advertise": "nodeExternalIP"}}},
+    "external addresses of nodes, node ports": {"edge": {"media": {"exposure": "nodePort", "advertise": "nodeExternalIP"}}, "serviceAccount": {"create": False}},
+    "addresses by STUN": {"edge": {"media": {"exposure": "hostNetwork", "advertise": "stun", "stunServer": "stun.example.com:3478"}}},
     "one public address for all": {"edge": {"replicas": 1, "media": {"advertise": "static", "addresses": ["198.51.100.1", "2001:db8::1"]}}},
     "everything at its smallest": {"origin": {"replicas": 1}, "edge": {"replicas": 1, "media": {"shards": 1, "tcp": False}}, "etcd": {"replicas": 1}},
     "five etcd members without disks": {"etcd": {"replicas": 5, "persistence": {"enabled": False}}},
     "an etcd that is there": {"etcd": {**EXTERNAL_ETCD, "auth": {"username": "headwater", "password": "hush-etcd"}}},
     "an etcd that is there, with a Secret": {"etcd": {**EXTERNAL_ETCD, "auth": {"username": "headwater", "existingSecret": "mine", "passwordKey": "pw"}}},
+    "an etcd that is there, by TLS": {"etcd": TLS_ETCD},
+    "an etcd that is there, by TLS with a certificate": {"etcd": {**TLS_ETCD, "tls": {"existingSecret": "mine", "clientCertificate": True}}},
     "tokens": {"auth": {"publishToken": "hush-publish", "playToken": "hush-play"}},
     "tokens in a Secret": {"auth": {"existingSecret": "mine", "publishTokenKey": "in", "playTokenKey": ""}},
     "ingress": {"edge": {"http": {"ingress": {"enabled": True, "className": "nginx", "host": "live.example.com", "tlsSecret": "live-tls"}}}},
@@ -103,12 +110,18 @@ BAD = {
     "a password at the release's etcd": ({"etcd": {"auth": {"username": "u", "password": "p"}}}, "etcd.auth is for an etcd that is there"),
     "a name without a password": ({"etcd": {**EXTERNAL_ETCD, "auth": {"username": "u"}}}, "needs etcd.auth.password"),
     "a password without a name": ({"etcd": {**EXTERNAL_ETCD, "auth": {"password": "p"}}}, "need etcd.auth.username"),
+    "TLS at one member": ({"etcd": {**TLS_ETCD, "endpoints": ["http://a:1", "https://b:1"]}}, "not both"),
+    "TLS without authorities": ({"etcd": {**TLS_ETCD, "tls": {}}}, "etcd.tls.existingSecret, a Secret"),
+    "authorities without TLS": ({"etcd": {**EXTERNAL_ETCD, "tls": {"existingSecret": "mine"}}}, "go together"),
+    "a certificate from nowhere": ({"etcd": {**EXTERNAL_ETCD, "tls": {"clientCertificate": True}}}, "needs etcd.tls.existingSecret"),
     "tokens twice": ({"auth": {"existingSecret": "mine", "playToken": "t"}}, "leave auth.publishToken and auth.playToken empty"),
-    "load balancers without addresses": ({"edge": {"media": {"exposure": "loadBalancer"}}}, "exposure=loadBalancer needs edge.media.addresses"),
+    "STUN without a server": ({"edge": {"media": {"advertise": "stun"}}}, "edge.media.stunServer go together"),
+    "a STUN server without STUN": ({"edge": {"media": {"stunServer": "stun.example.com:3478"}}}, "edge.media.stunServer go together"),
+    "a STUN server without a port": ({"edge": {"media": {"advertise": "stun", "stunServer": "stun.example.com"}}}, "stunServer"),
     "load balancers at the node's address": ({"edge": {"media": {"exposure": "loadBalancer", "advertise": "hostIP"}}}, "not its node's"),
     "static without addresses": ({"edge": {"media": {"advertise": "static"}}}, "needs edge.media.addresses"),
     "addresses that nobody is told": ({"edge": {"media": {"addresses": ["198.51.100.1"]}}}, "only with edge.media.advertise=static"),
-    "too few addresses": ({"edge": {"media": {"exposure": "loadBalancer", "addresses": ["198.51.100.1", "198.51.100.2"]}}}, "one for each of edge.maxReplicas=4"),
+    "too few addresses": ({"edge": {"media": {"exposure": "loadBalancer", "advertise": "static", "addresses": ["198.51.100.1", "198.51.100.2"]}}}, "one for each of edge.maxReplicas=4"),
     "ports past the end": ({"edge": {"media": {"port": 65530, "shards": 8}}}, "would end at 65537"),
     "node ports past the end": ({"edge": {"media": {"exposure": "nodePort", "shards": 64, "nodePort": {"first": 65400}}}}, "would end at 65655"),
     "media on the port of HTTP": ({"edge": {"media": {"port": 8079}}}, r"includes edge\.http\.port"),
@@ -203,7 +216,8 @@ class Rendering(unittest.TestCase):
             if "HEADWATER_CONFIG" in environment:
                 files = rendered.get("ConfigMap", "live-headwater-edge-pods")["data"]
                 own = tomllib.loads(files[pathlib.PurePath(environment["HEADWATER_CONFIG"]).name])["edge"]
-            address = environment.get("HEADWATER_EDGE__PUBLIC_IP") or ",".join(own["public_ip"])
+            address = (environment.get("HEADWATER_EDGE__PUBLIC_IP") or environment.get("HEADWATER_EDGE__PUBLIC_IP_FROM")
+                       or own.get("public_ip_from") or ",".join(own["public_ip"]))
             return address, environment.get("HEADWATER_EDGE__MEDIA") or own["media"]
 
         self.assertEqual(told("defaults"), ("192.0.2.7", "0.0.0.0:8700"))
@@ -211,6 +225,10 @@ class Rendering(unittest.TestCase):
         self.assertEqual(told("node ports"), ("192.0.2.7", "0.0.0.0:31004"))
         self.assertEqual(told("node ports, no TCP, public addresses"), ("198.51.100.2", "0.0.0.0:30702"))
         self.assertEqual(told("load balancers"), ("198.51.100.2", "0.0.0.0:8700"))
+        self.assertEqual(told("load balancers' own addresses"), ("service:media/live-headwater-edge-media-1", "0.0.0.0:8700"))
+        self.assertEqual(told("external addresses of nodes"), ("node:node-1", "0.0.0.0:8700"))
+        self.assertEqual(told("external addresses of nodes, node ports"), ("node:node-1", "0.0.0.0:30702"))
+        self.assertEqual(told("addresses by STUN"), ("stun:stun.example.com:3478", "0.0.0.0:8700"))
         self.assertEqual(told("one public address for all"), ("198.51.100.1,2001:db8::1", "0.0.0.0:8700"))
         self.assertEqual(told("IPv6"), ("192.0.2.7", "[::]:8700"))
 
@@ -222,6 +240,19 @@ class Rendering(unittest.TestCase):
             self.assertTrue(service["publishNotReadyAddresses"])
             self.assertEqual(sorted((p["nodePort"], p["protocol"]) for p in service["ports"]),
                              sorted([(31000 + 4 * i + s, "UDP") for s in range(4)] + [(31000 + 4 * i, "TCP")]))
+
+    def test_pods_read_at_the_api_what_they_need_and_no_more(self):
+        for name, (rendered, _) in self.rendered.items():
+            with self.subTest(values=name):
+                with_token = [o for o in rendered.objects if o["kind"] in ("Deployment", "StatefulSet", "Pod") and pod_of(o)["spec"]["automountServiceAccountToken"]]
+                rules = [(r["resources"], r["verbs"], r.get("resourceNames")) for kind in ("Role", "ClusterRole") for o in rendered.of(kind) for r in o["rules"]]
+                wanted = {
+                    "load balancers' own addresses": [(["services"], ["get"], ["live-headwater-edge-media-0", "live-headwater-edge-media-1"])],
+                    "external addresses of nodes": [(["nodes"], ["get"], None)],
+                    "external addresses of nodes, node ports": [(["nodes"], ["get"], None)],
+                }.get(name, [])
+                self.assertEqual(rules, wanted)
+                self.assertEqual([o["metadata"]["name"] for o in with_token], ["live-headwater-edge"] if wanted else [])
 
     def test_settings_reach_the_nodes_as_they_were_written(self):
         rendered = self.rendered["settings"][0]

@@ -82,8 +82,19 @@ HEADWATER_{{ upper . | replace "." "__" }}
 {{/* How the edge's address is found: auto resolved. */}}
 {{- define "headwater.advertise" -}}
 {{- if ne .Values.edge.media.advertise "auto" }}{{ .Values.edge.media.advertise }}
-{{- else if eq .Values.edge.media.exposure "loadBalancer" }}static
+{{- else if eq .Values.edge.media.exposure "loadBalancer" }}ingress
 {{- else }}hostIP{{ end -}}
+{{- end -}}
+
+{{/* What edges may read at Kubernetes' API to find it: nodes, services or nothing. */}}
+{{- define "headwater.edge.reads" -}}
+{{- $advertise := include "headwater.advertise" . -}}
+{{- if eq $advertise "nodeExternalIP" }}nodes{{ else if eq $advertise "ingress" }}services{{ end -}}
+{{- end -}}
+
+{{/* The account of edges: one of their own where they read something. */}}
+{{- define "headwater.edge.serviceAccountName" -}}
+{{- if include "headwater.edge.reads" . }}{{ include "headwater.fullname" . }}-edge{{ else }}{{ include "headwater.serviceAccountName" . }}{{ end -}}
 {{- end -}}
 
 {{/* "true" where each edge has ports or addresses of its own, which needs pods with numbers. */}}
@@ -149,10 +160,47 @@ HEADWATER_{{ upper . | replace "." "__" }}
       key: {{ ternary .passwordKey "password" (ne .existingSecret "") }}
 {{- end }}
 {{- end }}
+{{- with $values.etcd.tls }}
+{{- if .existingSecret }}
+- name: HEADWATER_DIRECTORY__CA
+  value: /etc/headwater/etcd/ca.crt
+{{- if .clientCertificate }}
+- name: HEADWATER_DIRECTORY__CERT
+  value: /etc/headwater/etcd/tls.crt
+- name: HEADWATER_DIRECTORY__KEY
+  value: /etc/headwater/etcd/tls.key
+{{- end }}
+{{- end }}
+{{- end }}
 {{- $settings := merge (dict) .values.config $values.config }}
 {{- range $key := keys $settings | sortAlpha }}
 - name: {{ include "headwater.variable" $key }}
   value: {{ include "headwater.scalar" (get $settings $key) | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* Certificates for an etcd that is there. */}}
+{{- define "headwater.etcd.mount" -}}
+{{- if .Values.etcd.tls.existingSecret -}}
+- name: etcd-tls
+  mountPath: /etc/headwater/etcd
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{- define "headwater.etcd.volume" -}}
+{{- with .Values.etcd.tls -}}
+{{- if .existingSecret -}}
+- name: etcd-tls
+  secret:
+    secretName: {{ .existingSecret }}
+    defaultMode: 0440
+    items:
+      {{- range ternary (list "ca.crt" "tls.crt" "tls.key") (list "ca.crt") .clientCertificate }}
+      - key: {{ . }}
+        path: {{ . }}
+      {{- end }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
