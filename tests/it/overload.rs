@@ -40,6 +40,8 @@ fn an_edge_at_its_egress_limit_refuses_newcomers_and_serves_who_watches() {
     ] {
         assert!(metrics.contains(line), "no {line} in\n{metrics}");
     }
+    let uncounted = "headwater_edge_joins_total{result=\"egress\"} 0\n";
+    assert!(!metrics.contains(uncounted), "{metrics}");
     // When its time is over there is room again.
     eventually("a newcomer is let in", seconds(30), || {
         let answer = request(http, "POST", STREAM, &[SDP], OFFER)?;
