@@ -53,6 +53,7 @@ DASHBOARDS = {
             ("timeseries", "Joins by result", "reqps", "WHEP offers, by result; `not-live` is somebody who asks for a stream that nobody publishes.", [(rate("headwater_edge_joins_total", by="result"), "{{result}}")]),
             ("timeseries", "Publishers by outcome", "reqps", "Publishers that came, by outcome.", [(rate("headwater_origin_publishes_total", by="outcome"), "{{outcome}}")]),
             ("timeseries", "Directory", "reqps", "Calls to etcd that fail. While they do, new publishers are refused.", [(rate("headwater_directory_failed_calls_total", by="instance"), "{{instance}}")]),
+            ("timeseries", "Draining", "short", "Edges that send their viewers elsewhere before they stop.", [(f"headwater_draining{{{I}}}", "{{instance}}")]),
             ("table", "What runs", "short", "Version and commit of each node.", [(f"max by (instance, role, version, commit) (headwater_build_info{{{I}}})", "")]),
         ]),
     ]),

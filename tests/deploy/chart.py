@@ -232,8 +232,8 @@ class Rendered:
             for used in re.findall(r"\$\((\w+)\)", argument):
                 if used not in defined:
                     self._fault(o, f"an argument refers to {used}, which isn't set")
-        stop = [v["value"] for v in container.get("env", []) if v["name"] == "HEADWATER_STOP_SECONDS"]
-        if stop and spec["terminationGracePeriodSeconds"] <= int(stop[0]):
+        own = [int(v["value"]) for v in container.get("env", []) if v["name"] in ("HEADWATER_DRAIN_SECONDS", "HEADWATER_STOP_SECONDS")]
+        if own and spec["terminationGracePeriodSeconds"] <= sum(own):
             self._fault(o, "is killed before its own deadline")
 
     def _service(self, o):

@@ -123,7 +123,7 @@ HEADWATER_{{ upper . | replace "." "__" }}
 {{- end -}}
 {{- end -}}
 
-{{/* Variables of every node: (dict "root" $ "role" "edge" "values" .Values.edge "stop" 120). Those of the pod first: others refer to them. */}}
+{{/* Variables of every node: (dict "root" $ "role" "edge" "values" .Values.edge "drain" 120 "stop" 10). Those of the pod first: others refer to them. */}}
 {{- define "headwater.env" -}}
 {{- $root := .root -}}
 {{- $values := .root.Values -}}
@@ -139,6 +139,8 @@ HEADWATER_{{ upper . | replace "." "__" }}
   value: $(POD_NAME)
 - name: HEADWATER_CLUSTER
   value: {{ include "headwater.cluster" $root | quote }}
+- name: HEADWATER_DRAIN_SECONDS
+  value: {{ int .drain | quote }}
 - name: HEADWATER_STOP_SECONDS
   value: {{ int .stop | quote }}
 - name: HEADWATER_LOG__FILTER
