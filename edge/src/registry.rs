@@ -356,6 +356,7 @@ pub(crate) mod tests {
                 publishing,
                 audio_problem: None,
                 settled,
+                path: headwater_media::tree::Path::default(),
             }))
         };
         let info = |publishing, tracks| describe(publishing, true, tracks);

@@ -272,12 +272,14 @@ impl Subscriber {
             want: Some(convert::want_to_wire(want)),
             ping: Some(self.ping()),
             node: self.node.id.to_string(),
+            ..wire::Subscribe::default()
         }
     }
 
     fn ping(&self) -> wire::Ping {
         wire::Ping {
             t0_unix_micros: self.node.clock.wall().unix_micros(),
+            room: None,
         }
     }
 
@@ -383,6 +385,8 @@ impl Subscriber {
                 );
                 return Ok(Some(if ended { Outcome::Ended } else { Outcome::Lost }));
             }
+            // Nobody redirects who says that it follows no redirection.
+            Some(to_edge::Message::Redirect(_)) => return Ok(Some(Outcome::Failed)),
             // A gap shows in the sequence numbers; a newer upstream may say more than this node knows.
             Some(to_edge::Message::Gap(_)) | None => self.core.handle_life(),
         }

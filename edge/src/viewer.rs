@@ -272,6 +272,7 @@ mod tests {
             publishing: true,
             audio_problem: None,
             settled: true,
+            path: headwater_media::tree::Path::default(),
         };
         let counters = Arc::new(Counters::default());
         let stream = Stream::new(Arc::new(info), Limits::default());

@@ -12,6 +12,7 @@
 //! | [`flv`], [`rtmp`] | tag bodies and files; the RTMP server side of a publisher's connection |
 //! | [`stream`], [`gop_cache`] | a live stream: timeline, sequences, tracks, what late subscribers get |
 //! | [`replication`] | both halves of a subscription between nodes |
+//! | [`tree`] | who feeds whom with a stream: redirections, and whom to ask next |
 //! | [`rtp`], [`rtx`], [`rtt`] | packet batches, the packet ring, RTCP; retransmission; round-trip time |
 //! | [`bwe`], [`pacer`] | what a viewer's link carries, and how fast its packets leave |
 //! | [`abr`] | which rendition a viewer gets |
@@ -40,4 +41,5 @@ pub mod stream;
 pub mod testkit;
 pub mod time;
 pub mod track;
+pub mod tree;
 pub mod unit;

@@ -20,6 +20,7 @@ use crate::id::{Epoch, RenditionName, StreamName, TrackId};
 use crate::replication::Position;
 use crate::time::{MediaTime, WallTime};
 use crate::track::{Configuration, StreamInfo};
+use crate::tree::Path;
 use crate::unit::{AccessUnit, IngestUnit, MediaKind, SourceTrack};
 
 mod align;
@@ -350,6 +351,7 @@ impl Stream {
             publishing: self.publishing,
             audio_problem: self.audio_problem.clone(),
             settled: self.settled(now),
+            path: Path::default(),
         }
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::codec::{aac, h264, opus};
 use crate::id::{Bitrate, Epoch, StreamName, TrackId};
+use crate::tree::Path;
 use crate::unit::MediaKind;
 
 /// How a track is coded.
@@ -69,6 +70,8 @@ pub struct StreamInfo {
     pub audio_problem: Option<Arc<str>>,
     /// The publisher has announced all its tracks, as far as can be told: picture and sound, or it had time enough to.
     pub settled: bool,
+    /// The nodes it came through to this one, the origin first; empty at the origin itself.
+    pub path: Path,
 }
 
 impl StreamInfo {

@@ -177,6 +177,7 @@ mod tests {
             publishing: true,
             audio_problem: None,
             settled: true,
+            path: headwater_media::tree::Path::default(),
         };
         let observed = [Observed {
             track: TrackId::SOURCE_VIDEO,

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use headwater_media::codec::{aac, h264, opus};
-use headwater_media::id::{Bitrate, Epoch, InvalidStreamName, TrackId};
+use headwater_media::id::{Bitrate, Epoch, InvalidNodeId, InvalidStreamName, NodeId, TrackId};
 use headwater_media::replication::{Position, Want};
 use headwater_media::time::{MediaTime, WallTime};
 use headwater_media::track;
+use headwater_media::tree::{self, Alternative, Joining, Room};
 use headwater_media::unit::AccessUnit;
 
 use crate::replication as wire;
@@ -44,6 +45,9 @@ pub enum Error {
     /// The stream's name is none.
     #[error(transparent)]
     Name(#[from] InvalidStreamName),
+    /// A node's id is none.
+    #[error(transparent)]
+    Node(#[from] InvalidNodeId),
     /// A codec this node does not know: the peer is of a newer version.
     #[error("codec {0} is not known")]
     UnknownCodec(i32),
@@ -112,6 +116,84 @@ pub fn have_to_wire(have: &[Position]) -> Vec<wire::Position> {
         sequence: position.sequence,
     });
     wire.collect()
+}
+
+/// The longest URL of a node that is accepted (bytes).
+const URL_BYTES_MAX: usize = 256;
+
+fn url(url: String) -> Result<String, Error> {
+    let fits = url.len() <= URL_BYTES_MAX && url.chars().all(|c| c.is_ascii_graphic());
+    fits.then_some(url).ok_or(Error::OutOfRange("grpc_url"))
+}
+
+fn node_ids(ids: Vec<String>, max: usize, what: &'static str) -> Result<Vec<NodeId>, Error> {
+    if ids.len() > max {
+        return Err(Error::OutOfRange(what));
+    }
+    let ids: Result<Vec<NodeId>, InvalidNodeId> = ids.into_iter().map(|id| id.parse()).collect();
+    Ok(ids?)
+}
+
+/// See [`wire::Room`].
+pub const fn room_from_wire(room: wire::Room) -> Room {
+    Room {
+        free: room.free,
+        load_percent: room.load_percent,
+        descendants: room.descendants,
+    }
+}
+
+/// See [`wire::Room`].
+pub const fn room_to_wire(room: Room) -> wire::Room {
+    wire::Room {
+        free: room.free,
+        load_percent: room.load_percent,
+        descendants: room.descendants,
+    }
+}
+
+/// Checks what a [`wire::Subscribe`] says of its sender. An older one's id may be any text, and then counts as none.
+///
+/// # Errors
+/// If its URL is none, or what it avoids are no nodes, or too many.
+pub fn joining_from_wire(subscribe: &wire::Subscribe) -> Result<Joining, Error> {
+    Ok(Joining {
+        node: subscribe.node.parse().ok(),
+        grpc_url: url(subscribe.grpc_url.clone())?,
+        room: subscribe.room.map(room_from_wire).unwrap_or_default(),
+        redirects_left: subscribe.redirects_left,
+        avoid: node_ids(subscribe.avoid.clone(), tree::AVOID_MAX, "avoid")?,
+    })
+}
+
+/// Checks a [`wire::Redirect`].
+///
+/// # Errors
+/// If it has too many alternatives, or one that is no node.
+pub fn alternatives_from_wire(redirect: wire::Redirect) -> Result<Vec<Alternative>, Error> {
+    if redirect.alternatives.len() > tree::ALTERNATIVES_MAX {
+        return Err(Error::OutOfRange("alternatives"));
+    }
+    let alternative = |alternative: wire::Alternative| {
+        Ok(Alternative {
+            grpc_url: url(alternative.grpc_url)?,
+            node: alternative.node.parse()?,
+            depth: usize::try_from(alternative.depth).unwrap_or(usize::MAX),
+        })
+    };
+    redirect.alternatives.into_iter().map(alternative).collect()
+}
+
+/// See [`wire::Redirect`].
+pub fn alternatives_to_wire(alternatives: &[Alternative]) -> wire::Redirect {
+    let alternative = |alternative: &Alternative| wire::Alternative {
+        grpc_url: alternative.grpc_url.clone(),
+        node: alternative.node.to_string(),
+        depth: u32::try_from(alternative.depth).unwrap_or(u32::MAX),
+    };
+    wire::Redirect {
+        alternatives: alternatives.iter().map(alternative).collect(),
+    }
 }
 
 impl From<&AccessUnit> for wire::Unit {
@@ -238,6 +320,7 @@ impl From<&track::StreamInfo> for wire::StreamInfo {
             publishing: info.publishing,
             audio_problem: info.audio_problem.as_deref().unwrap_or_default().to_owned(),
             settled: info.settled,
+            path: info.path.nodes().iter().map(NodeId::to_string).collect(),
         }
     }
 }
@@ -270,6 +353,7 @@ impl TryFrom<wire::StreamInfo> for track::StreamInfo {
             publishing: info.publishing,
             audio_problem: (!info.audio_problem.is_empty()).then(|| info.audio_problem.into()),
             settled: info.settled,
+            path: node_ids(info.path, tree::PATH_NODES_MAX, "path")?.into(),
         })
     }
 }
@@ -301,6 +385,7 @@ mod tests {
             publishing: true,
             audio_problem: String::new(),
             settled: true,
+            path: vec!["o1".to_owned(), "e1".to_owned()],
         }
     }
 
@@ -336,6 +421,11 @@ mod tests {
         let mut name = info(Vec::new());
         name.stream = "../x/y".to_owned();
         assert_eq!(check(name), Err(Error::Name(InvalidStreamName)));
+        let mut path = info(Vec::new());
+        path.path = vec!["o 1".to_owned()];
+        assert_eq!(check(path.clone()), Err(Error::Node(InvalidNodeId)));
+        path.path = vec!["o1".to_owned(); tree::PATH_NODES_MAX + 1];
+        assert_eq!(check(path), Err(Error::OutOfRange("path")));
         let mut avcc = opus_track(0);
         avcc.codec = wire::Codec::H264.into();
         assert!(matches!(check(info(vec![avcc])), Err(Error::H264(_))));
@@ -368,6 +458,39 @@ mod tests {
             Err(Error::OutOfRange("track_ids"))
         );
         assert_eq!(check(Vec::new()), Ok(Want::default()));
+    }
+
+    #[test]
+    fn redirections_survive_the_wire_and_hostile_ones_are_refused() {
+        let alternative = Alternative {
+            grpc_url: "http://e1:7070".to_owned(),
+            node: "e1".parse().expect("an id"),
+            depth: 1,
+        };
+        let wire = alternatives_to_wire(std::slice::from_ref(&alternative));
+        assert_eq!(alternatives_from_wire(wire.clone()), Ok(vec![alternative]));
+        let mut url = wire.clone();
+        url.alternatives[0].grpc_url = "http://e1 \n".to_owned();
+        assert_eq!(
+            alternatives_from_wire(url),
+            Err(Error::OutOfRange("grpc_url"))
+        );
+        let many = wire::Redirect {
+            alternatives: vec![wire.alternatives[0].clone(); tree::ALTERNATIVES_MAX + 1],
+        };
+        assert_eq!(
+            alternatives_from_wire(many),
+            Err(Error::OutOfRange("alternatives"))
+        );
+    }
+
+    #[test]
+    fn an_older_subscriber_follows_no_redirection_and_passes_nothing_on() {
+        let joining = joining_from_wire(&wire::Subscribe {
+            node: "any text".to_owned(),
+            ..wire::Subscribe::default()
+        });
+        assert_eq!(joining, Ok(Joining::default()));
     }
 
     proptest! {

@@ -156,6 +156,7 @@ impl World {
             publishing: true,
             audio_problem: None,
             settled: true,
+            path: headwater_media::tree::Path::default(),
         });
         Self {
             core: Core::new(options, identity, StdRng::seed_from_u64(1), start),

@@ -54,6 +54,7 @@ fn info(epoch: u64) -> Arc<StreamInfo> {
         publishing: true,
         audio_problem: None,
         settled: true,
+        path: crate::tree::Path::default(),
     })
 }
 

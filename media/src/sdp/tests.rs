@@ -75,6 +75,7 @@ fn stream(tracks: Vec<Track>) -> StreamInfo {
         publishing: true,
         audio_problem: None,
         settled: true,
+        path: crate::tree::Path::default(),
     }
 }
 

@@ -22,7 +22,7 @@ pub mod to_origin {
 /// Upstream to subscriber.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToEdge {
-    #[prost(oneof = "to_edge::Message", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "to_edge::Message", tags = "1, 2, 3, 4, 5, 6")]
     pub message: ::core::option::Option<to_edge::Message>,
 }
 /// Nested message and enum types in `ToEdge`.
@@ -39,6 +39,8 @@ pub mod to_edge {
         End(super::End),
         #[prost(message, tag = "5")]
         Pong(super::Pong),
+        #[prost(message, tag = "6")]
+        Redirect(super::Redirect),
     }
 }
 /// Asks for a stream.
@@ -57,9 +59,54 @@ pub struct Subscribe {
     /// A first ping, so that the clock offset is known before the first unit.
     #[prost(message, optional, tag = "4")]
     pub ping: ::core::option::Option<Ping>,
-    /// The subscriber's node id, for logs.
+    /// The subscriber's node id, for logs and against cycles.
     #[prost(string, tag = "5")]
     pub node: ::prost::alloc::string::String,
+    /// Where the subscriber passes the stream on, `<http://host:port`;> empty: nowhere.
+    #[prost(string, tag = "6")]
+    pub grpc_url: ::prost::alloc::string::String,
+    /// As in `Ping`.
+    #[prost(message, optional, tag = "7")]
+    pub room: ::core::option::Option<Room>,
+    /// How many redirections the subscriber still follows. 0: it is taken or refused; an older subscriber knows of none.
+    #[prost(uint32, tag = "8")]
+    pub redirects_left: u32,
+    /// Node ids that the subscriber does not want to be fed by: they feed it already, or it found them wanting. At most 32.
+    #[prost(string, repeated, tag = "9")]
+    pub avoid: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// What a subscriber can do for further ones.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Room {
+    /// How many more subscribers of this stream it takes.
+    #[prost(uint32, tag = "1")]
+    pub free: u32,
+    /// 0 idle, 100 full.
+    #[prost(uint32, tag = "2")]
+    pub load_percent: u32,
+    /// How many nodes are fed through it, directly or not.
+    #[prost(uint32, tag = "3")]
+    pub descendants: u32,
+}
+/// The upstream feeds as many as it takes: ask these, best first. Comes instead of anything else; the call ends.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Redirect {
+    /// At most 16.
+    #[prost(message, repeated, tag = "1")]
+    pub alternatives: ::prost::alloc::vec::Vec<Alternative>,
+}
+/// A node that has the stream and passes it on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Alternative {
+    /// `<http://host:port`.>
+    #[prost(string, tag = "1")]
+    pub grpc_url: ::prost::alloc::string::String,
+    /// Its id.
+    #[prost(string, tag = "2")]
+    pub node: ::prost::alloc::string::String,
+    /// Nodes between it and the publisher (count): 1 is fed by the origin.
+    #[prost(uint32, tag = "3")]
+    pub depth: u32,
 }
 /// The last unit that a subscriber has of a track.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -100,6 +147,9 @@ pub struct Ping {
     /// The subscriber's wall clock when it sent this.
     #[prost(uint64, tag = "1")]
     pub t0_unix_micros: u64,
+    /// Absent: it passes nothing on.
+    #[prost(message, optional, tag = "2")]
+    pub room: ::core::option::Option<Room>,
 }
 /// Answers a ping at once, ahead of units that wait.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -136,6 +186,9 @@ pub struct StreamInfo {
     /// The publisher has announced all its tracks, as far as can be told. Before that, who joins would miss what is to come.
     #[prost(bool, tag = "6")]
     pub settled: bool,
+    /// Node ids, from the origin to the upstream itself. A subscriber that finds itself among them leaves: it would feed itself.
+    #[prost(string, repeated, tag = "7")]
+    pub path: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// One elementary stream.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -448,8 +501,9 @@ pub mod replication_client {
         /// NOT_FOUND            it does not have the stream: ask another,
         /// UNAVAILABLE          it is stopping: ask another,
         /// RESOURCE_EXHAUSTED   it takes no more subscribers: ask another, or later,
+        /// FAILED_PRECONDITION  it can't feed this one (which feeds it, or it is too far from the origin): ask another,
         /// INVALID_ARGUMENT     the message makes no sense: don't repeat it,
-        /// or, in this order: `Pong` (to the ping within `Subscribe`), `StreamInfo`, then units.
+        /// or `Redirect`, or, in this order: `Pong` (to the ping within `Subscribe`), `StreamInfo`, then units.
         pub async fn subscribe(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::ToOrigin>,
@@ -476,7 +530,7 @@ pub mod replication_client {
                 );
             self.inner.streaming(req, path, codec).await
         }
-        /// The streams that this node owns.
+        /// The streams that this node owns; none at an edge.
         pub async fn list_streams(
             &mut self,
             request: impl tonic::IntoRequest<super::ListStreamsRequest>,
@@ -531,13 +585,14 @@ pub mod replication_server {
         /// NOT_FOUND            it does not have the stream: ask another,
         /// UNAVAILABLE          it is stopping: ask another,
         /// RESOURCE_EXHAUSTED   it takes no more subscribers: ask another, or later,
+        /// FAILED_PRECONDITION  it can't feed this one (which feeds it, or it is too far from the origin): ask another,
         /// INVALID_ARGUMENT     the message makes no sense: don't repeat it,
-        /// or, in this order: `Pong` (to the ping within `Subscribe`), `StreamInfo`, then units.
+        /// or `Redirect`, or, in this order: `Pong` (to the ping within `Subscribe`), `StreamInfo`, then units.
         async fn subscribe(
             &self,
             request: tonic::Request<tonic::Streaming<super::ToOrigin>>,
         ) -> std::result::Result<tonic::Response<Self::SubscribeStream>, tonic::Status>;
-        /// The streams that this node owns.
+        /// The streams that this node owns; none at an edge.
         async fn list_streams(
             &self,
             request: tonic::Request<super::ListStreamsRequest>,
