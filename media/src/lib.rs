@@ -10,7 +10,7 @@
 //! | [`mod@unit`], [`track`] | access units, tracks and their configuration |
 //! | [`codec`] | parameter sets and NAL units, AudioSpecificConfig |
 //! | [`flv`], [`rtmp`] | tag bodies and files; the RTMP server side of a publisher's connection |
-//! | [`stream`], [`gop_cache`] | a live stream: timeline, sequences, tracks, what late subscribers get |
+//! | [`stream`], [`gop_cache`], [`resume_window`] | a live stream: timeline, sequences, tracks, what late subscribers get |
 //! | [`replication`] | both halves of a subscription between nodes |
 //! | [`tree`] | who feeds whom with a stream: redirections, and whom to ask next |
 //! | [`rtp`], [`rtx`], [`rtt`] | packet batches, the packet ring, RTCP; retransmission; round-trip time |
@@ -31,6 +31,7 @@ pub mod lab;
 pub mod pacer;
 pub mod placement;
 pub mod replication;
+pub mod resume_window;
 pub mod rtmp;
 pub mod rtp;
 pub mod rtt;

@@ -18,6 +18,7 @@ use crate::codec::opus;
 use crate::gop_cache::{GopCache, Limits};
 use crate::id::{Epoch, RenditionName, StreamName, TrackId};
 use crate::replication::Position;
+use crate::resume_window::ResumeWindow;
 use crate::time::{MediaTime, WallTime};
 use crate::track::{Configuration, StreamInfo};
 use crate::tree::Path;
@@ -30,14 +31,12 @@ mod renditions;
 mod timeline;
 mod track;
 mod tracks;
-mod window;
 
 use contributors::Contributor;
 pub use renditions::TooManyRenditions;
 use timeline::Timeline;
 use track::{Feed, TrackState};
 use tracks::Tracks;
-use window::Window;
 
 /// Composition offsets are held within this; no encoder reorders over seconds.
 const COMPOSITION_OFFSET_MAX: MediaTime = MediaTime::from_millis(5000);
@@ -91,8 +90,42 @@ pub struct Attachment {
     pub info: Arc<StreamInfo>,
     /// The units it lacks, before those to come.
     pub backlog: Vec<Arc<AccessUnit>>,
-    /// The backlog goes on gaplessly where the subscriber was; else it is what the GOP caches hold.
-    pub resumed: bool,
+    /// Where it was in those tracks that the backlog goes on with gaplessly. Of the others it has what the GOP caches hold.
+    pub positions: Vec<Position>,
+}
+
+impl Attachment {
+    /// What a subscriber lacks that has `positions`, which the window goes on from.
+    pub(crate) fn new(
+        info: Arc<StreamInfo>,
+        positions: Vec<Position>,
+        gop: &GopCache,
+        window: &ResumeWindow,
+    ) -> Self {
+        let had = |unit: &AccessUnit| {
+            let mut positions = positions.iter();
+            positions.find(|position| position.track == unit.track)
+        };
+        let cached = gop.units().filter(|unit| had(unit).is_none());
+        let mut backlog: Vec<Arc<AccessUnit>> = cached.cloned().collect();
+        if !positions.is_empty() {
+            let missed = window
+                .units()
+                .filter(|unit| had(unit).is_some_and(|position| unit.sequence > position.sequence));
+            backlog.extend(missed.cloned());
+            backlog.sort_by_key(|unit| unit.dts);
+        }
+        Self {
+            info,
+            backlog,
+            positions,
+        }
+    }
+
+    /// The subscriber goes on where it was, at least with one track.
+    pub const fn resumed(&self) -> bool {
+        !self.positions.is_empty()
+    }
 }
 
 /// What is seen of a track, beyond its [`Track`](crate::track::Track).
@@ -118,7 +151,7 @@ pub struct Stream {
     tracks: Tracks,
     contributors: Vec<Contributor>,
     gop: GopCache,
-    window: Window,
+    window: ResumeWindow,
     audio_problem: Option<Arc<str>>,
     changed: bool,
 }
@@ -135,7 +168,7 @@ impl Stream {
             tracks: Tracks::new(),
             contributors: Vec::new(),
             gop: GopCache::new(config.gop),
-            window: Window::new(config.resume),
+            window: ResumeWindow::new(config.resume),
             audio_problem: None,
             changed: true,
         }
@@ -409,28 +442,11 @@ impl Stream {
             let mut tracks = self.tracks.iter();
             tracks.any(|track| track.listed && track.id == position.track)
         };
-        let have: Vec<&Position> = have.iter().filter(listed).collect();
-        let resumed = !have.is_empty() && have.iter().all(|position| self.continues(position));
-        let had = |unit: &AccessUnit| have.iter().find(|position| position.track == unit.track);
-        let mut backlog: Vec<Arc<AccessUnit>> = self
-            .gop
-            .units()
-            .filter(|unit| !resumed || had(unit).is_none())
-            .cloned()
-            .collect();
-        if resumed {
-            let missed = self
-                .window
-                .units()
-                .filter(|unit| had(unit).is_some_and(|position| unit.sequence > position.sequence));
-            backlog.extend(missed.cloned());
-            backlog.sort_by_key(|unit| unit.dts);
+        let mut have: Vec<Position> = have.iter().filter(listed).copied().collect();
+        if !have.iter().all(|position| self.continues(position)) {
+            have.clear();
         }
-        Attachment {
-            info,
-            backlog,
-            resumed,
-        }
+        Attachment::new(info, have, &self.gop, &self.window)
     }
 
     /// What a present subscriber needs to start with further tracks.

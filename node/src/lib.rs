@@ -7,6 +7,7 @@
 //! | [`clock`], [`backoff`] | the one place that reads the time; waits between attempts |
 //! | [`config`], [`auth`] | layers of settings; static tokens |
 //! | [`directory`], [`announce`] | who is alive, who owns which stream; this node's record |
+//! | [`grpc`], [`replication`] | the gRPC port; how streams are passed on to other nodes |
 //! | [`listen`], [`address`] | TCP ports; what an address is counted by |
 //! | [`admin`], [`telemetry`], [`drain`] | health, metrics and API; logs; stopping |
 
@@ -20,8 +21,10 @@ pub mod clock;
 pub mod config;
 pub mod directory;
 pub mod drain;
+pub mod grpc;
 pub mod listen;
 pub mod node;
+pub mod replication;
 pub mod telemetry;
 
 pub use node::Node;

@@ -25,6 +25,9 @@ pub struct OriginConfig {
     pub takeover_seconds: u64,
     /// Streams this origin takes (count), held ones included.
     pub streams_max: usize,
+    /// Edges that get a stream from this origin itself (count); further ones get it from those. It takes more only where no edge can pass
+    /// the stream on.
+    pub fanout: usize,
     /// Subscriptions of edges this origin takes (count), over all streams.
     pub subscribers_max: usize,
     /// Most that a stream's GOP cache holds (bytes); a longer GOP is not cached and new edges wait for the next keyframe.
@@ -51,6 +54,7 @@ impl Default for OriginConfig {
             hold_seconds: 30,
             takeover_seconds: 5,
             streams_max: 500,
+            fanout: 32,
             subscribers_max: 20_000,
             gop_cache_bytes: 24 << 20,
             gop_cache_seconds: 20,

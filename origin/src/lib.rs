@@ -11,24 +11,29 @@
 //! | `stream` | `StreamActor`: one live stream and its subscribers |
 //! | [`audio`] | AAC to Opus |
 //! | [`ladder`] | renditions made of the publisher's video, by an ffmpeg child |
-//! | `replication` | the gRPC server, one session per subscriber |
+//! | `replication` | the streams as edges subscribe to them |
 //! | `describe`, `metrics` | API record, metrics |
 //! | `publish_config` | what OBS is to send as a stream with several renditions |
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use actix::Arbiter;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use headwater_media::id::StreamName;
+use headwater_media::tree;
 use headwater_node::Node;
 use headwater_node::admin::{PublishConfigRequest, Report};
 use headwater_node::announce::{self, Announcement, Reading};
 use headwater_node::directory::Role;
+use headwater_node::grpc::{Bound, GrpcServer};
+use headwater_node::replication::Feeding;
 use tokio::task::JoinHandle;
+use tonic::service::Routes;
 use tracing::info;
 
+use crate::ownership::answer::Answerer;
 use crate::registry::Registry;
 use crate::stream::Describe;
 
@@ -69,7 +74,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Origin {
     rtmp: rtmp::Listener,
-    grpc: replication::GrpcServer,
+    grpc: GrpcServer,
     grpc_addr: SocketAddr,
     registry: Registry,
     /// The rungs of a full ladder.
@@ -85,7 +90,7 @@ pub struct Origin {
 /// If a listener can't be opened.
 pub async fn start(config: Config, node: Node) -> Result<Origin, StartError> {
     metrics::describe();
-    let grpc = replication::Bound::open(config.origin.grpc, &node)
+    let grpc = Bound::open(config.origin.grpc, &node)
         .await
         .map_err(|source| StartError::Listen {
             what: "gRPC",
@@ -93,11 +98,7 @@ pub async fn start(config: Config, node: Node) -> Result<Origin, StartError> {
             source,
         })?;
     let grpc_addr = grpc.address();
-    let grpc_url = if config.origin.advertise.is_empty() {
-        format!("http://{}", reachable(grpc_addr))
-    } else {
-        config.origin.advertise.clone()
-    };
+    let grpc_url = grpc.url(Some(&config.origin.advertise));
     let arbiters: Vec<Arbiter> = (0..config.origin.stream_threads.max(1))
         .map(|_| Arbiter::new())
         .collect();
@@ -120,13 +121,22 @@ pub async fn start(config: Config, node: Node) -> Result<Origin, StartError> {
         address: config.rtmp.listen,
         source,
     })?;
-    let subscribers_max = config.origin.subscribers_max;
-    let grpc = grpc.serve(
-        registry.clone(),
-        config.origin.window(),
-        subscribers_max,
-        &node,
-    );
+    let children = tree::Config {
+        fanout: config.origin.fanout,
+        depth_max: tree::PATH_NODES_MAX,
+        overflows: true,
+    };
+    let options = headwater_node::replication::Options {
+        window: config.origin.window(),
+        subscribers_max: config.origin.subscribers_max,
+        feeding: Feeding::origin(children, node.id.clone()),
+        metrics: metrics::REPLICATION,
+        clock: node.clock.clone(),
+    };
+    let service = headwater_node::replication::service(Arc::new(registry.clone()), options);
+    let ownership = Answerer::service(registry.clone(), &node);
+    let routes = Routes::new(service).add_service(ownership);
+    let grpc = grpc.serve(routes, &node);
     let streams_max = config.origin.streams_max;
     let announcement = Announcement {
         role: Role::Origin,
@@ -156,16 +166,6 @@ pub async fn start(config: Config, node: Node) -> Result<Origin, StartError> {
         arbiters,
         node,
     })
-}
-
-/// Where this machine reaches a port that listens on `bound`.
-fn reachable(bound: SocketAddr) -> SocketAddr {
-    let ip = match bound.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, bound.port())
 }
 
 impl Origin {

@@ -19,6 +19,21 @@ pub(crate) const SUBSCRIBER_SKIPS: &str = "headwater_origin_subscriber_skips_tot
 pub(crate) const UNITS_SKIPPED: &str = "headwater_origin_units_skipped_total";
 /// Attachments of subscribers.
 pub(crate) const ATTACHMENTS: &str = "headwater_origin_attachments_total";
+/// Subscribers that were sent to an edge.
+pub(crate) const REDIRECTS: &str = "headwater_origin_redirects_total";
+/// Subscribers that were refused.
+pub(crate) const SUBSCRIBERS_REFUSED: &str = "headwater_origin_subscribers_refused_total";
+/// How replication counts here.
+pub(crate) const REPLICATION: headwater_node::replication::Metrics =
+    headwater_node::replication::Metrics {
+        subscribers: SUBSCRIBERS,
+        attachments: ATTACHMENTS,
+        bytes: REPLICATED_BYTES,
+        skips: SUBSCRIBER_SKIPS,
+        skipped: UNITS_SKIPPED,
+        redirects: REDIRECTS,
+        refused: SUBSCRIBERS_REFUSED,
+    };
 /// Publishers that came and were accepted or refused.
 pub(crate) const PUBLISHES: &str = "headwater_origin_publishes_total";
 /// Streams taken over from another origin, by `reason`: `gone`, `other_run`, `no_publisher`.
@@ -74,6 +89,16 @@ pub(crate) fn describe() {
         ATTACHMENTS,
         Unit::Count,
         "Attachments of subscribers, by whether they resumed"
+    );
+    describe_counter!(
+        REDIRECTS,
+        Unit::Count,
+        "Subscribers that were sent to an edge which has the stream"
+    );
+    describe_counter!(
+        SUBSCRIBERS_REFUSED,
+        Unit::Count,
+        "Subscribers that were refused, by reason"
     );
     describe_counter!(PUBLISHES, Unit::Count, "Publishers that came, by outcome");
     describe_counter!(

@@ -16,10 +16,11 @@ use headwater_media::codec::aac;
 use headwater_media::id::{Epoch, StreamName, TrackId};
 use headwater_media::replication::Position;
 use headwater_media::stream::{Attachment, Dropped, Stream};
-use headwater_media::track::{Configuration, StreamInfo};
+use headwater_media::track::Configuration;
 use headwater_media::unit::{AccessUnit, IngestUnit, MediaKind, SourceTrack};
 use headwater_node::actor::Sender;
 use headwater_node::clock::Clock;
+use headwater_node::replication::{EndReason, Item};
 use metrics::counter;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -43,28 +44,6 @@ const SUBSCRIBER_QUEUE: usize = 1024;
 
 /// How often rates are measured and told.
 const INFO_INTERVAL: Duration = Duration::from_secs(1);
-
-/// What a subscriber's session gets.
-#[derive(Debug, Clone)]
-pub(crate) enum Item {
-    /// What the stream is now; before the units it concerns.
-    Info(Arc<StreamInfo>),
-    /// The next unit of a track.
-    Unit(Arc<AccessUnit>),
-    /// What [`Backlog`] asked for.
-    Backlog(Vec<Arc<AccessUnit>>),
-    /// Nothing follows.
-    End(EndReason),
-}
-
-/// Why a stream ended here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum EndReason {
-    /// Its publisher left and did not return.
-    Ended,
-    /// This origin has it no longer.
-    Moved,
-}
 
 /// A publisher begins, the first one or one that returns or takes over.
 #[derive(Message)]
@@ -124,20 +103,13 @@ struct Audio {
     event: audio::Event,
 }
 
-/// A subscriber comes.
+/// A subscriber comes. It gets its number, what it begins with, and what follows.
 #[derive(Message)]
-#[rtype(result = "Attached")]
+#[rtype(result = "(u64, Attachment, mpsc::Receiver<Item>)")]
 pub(crate) struct Attach {
     pub(crate) have: Vec<Position>,
     /// See [`headwater_media::replication::Want::adaptive`].
     pub(crate) adaptive: bool,
-}
-
-/// A subscriber's start.
-pub(crate) struct Attached {
-    pub(crate) subscriber: u64,
-    pub(crate) attachment: Attachment,
-    pub(crate) items: mpsc::Receiver<Item>,
 }
 
 /// A subscriber wants further tracks: it gets an [`Item::Backlog`] of them.
@@ -521,11 +493,7 @@ impl Handler<Attach> for StreamActor {
         if message.adaptive {
             self.tell_ladder(ctx);
         }
-        MessageResult(Attached {
-            subscriber,
-            attachment,
-            items: receiver,
-        })
+        MessageResult((subscriber, attachment, receiver))
     }
 }
 

@@ -12,6 +12,7 @@ use headwater_media::id::{Epoch, StreamName};
 use headwater_media::time::WallTime;
 use headwater_node::Node;
 use headwater_node::actor::Sender;
+use headwater_node::replication::EndReason;
 use metrics::gauge;
 use tracing::{debug, info, warn};
 
@@ -24,7 +25,7 @@ use crate::contribution::Contributors;
 use crate::describe::Publisher;
 use crate::ownership::{self, Denied, acquire::acquire};
 use crate::publication::{Links, Slot};
-use crate::stream::{Begin, EndReason, Stop, StreamActor};
+use crate::stream::{Begin, Stop, StreamActor};
 use crate::{audio, ladder, metrics as names};
 
 /// How often ownership is compared with the directory's copy.

@@ -10,14 +10,15 @@ use crate::unit::AccessUnit;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Window {
+pub struct ResumeWindow {
     limits: Limits,
     units: VecDeque<(Instant, Arc<AccessUnit>)>,
     bytes: usize,
 }
 
-impl Window {
-    pub(super) const fn new(limits: Limits) -> Self {
+impl ResumeWindow {
+    /// Empty.
+    pub const fn new(limits: Limits) -> Self {
         Self {
             limits,
             units: VecDeque::new(),
@@ -25,18 +26,21 @@ impl Window {
         }
     }
 
-    pub(super) fn push(&mut self, now: Instant, unit: &Arc<AccessUnit>) {
+    /// Takes the next unit of a track.
+    pub fn push(&mut self, now: Instant, unit: &Arc<AccessUnit>) {
         self.bytes = self.bytes.saturating_add(unit.payload.len());
         self.units.push_back((now, Arc::clone(unit)));
         self.trim(now);
     }
 
-    pub(super) fn clear(&mut self) {
+    /// Forgets everything: a new epoch began.
+    pub fn clear(&mut self) {
         self.units.clear();
         self.bytes = 0;
     }
 
-    pub(super) fn trim(&mut self, now: Instant) {
+    /// Drops what is too old at `now`.
+    pub fn trim(&mut self, now: Instant) {
         while let Some((at, unit)) = self.units.front()
             && (self.bytes > self.limits.bytes
                 || now.saturating_duration_since(*at) > self.limits.span)
@@ -47,12 +51,12 @@ impl Window {
     }
 
     /// In order of arrival.
-    pub(super) fn units(&self) -> impl Iterator<Item = &Arc<AccessUnit>> {
+    pub fn units(&self) -> impl Iterator<Item = &Arc<AccessUnit>> {
         self.units.iter().map(|(_, unit)| unit)
     }
 
     /// The first sequence number that is here of a track.
-    pub(super) fn oldest(&self, track: TrackId) -> Option<u64> {
+    pub fn oldest(&self, track: TrackId) -> Option<u64> {
         let oldest = self.units().find(|unit| unit.track == track);
         oldest.map(|unit| unit.sequence)
     }

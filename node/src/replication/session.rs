@@ -1,0 +1,248 @@
+//! One subscriber of one stream: a task around [`Sender`].
+//!
+//! A session reads its stream's items always, so its queue there stays short; what the subscriber can't take yet waits in the
+//! core, within its window. It ends with its call, its stream, or a peer that breaks the protocol.
+
+use std::collections::VecDeque;
+
+use headwater_media::id::NodeId;
+use headwater_media::replication::sender::{GapReason, Output, Sender};
+use headwater_media::time::WallTime;
+use headwater_proto::convert;
+use headwater_proto::replication as wire;
+use headwater_proto::replication::{to_edge, to_origin};
+use metrics::{counter, gauge};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tonic::{Status, Streaming};
+use tracing::debug;
+
+use super::{EndReason, Item, Metrics, Place, Subscription, invalid};
+use crate::clock::Clock;
+
+/// Pongs that may wait (count). A subscriber pings twice a second; one that floods loses the oldest.
+const PONGS_MAX: usize = 8;
+
+/// Keeps the gauge of subscribers right, however a session ends.
+pub(super) struct Counted {
+    gauge: &'static str,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Counted {
+    pub(super) fn new(gauge: &'static str, permit: OwnedSemaphorePermit) -> Self {
+        gauge!(gauge).increment(1.0);
+        Self {
+            gauge,
+            _permit: permit,
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        gauge!(self.gauge).decrement(1.0);
+    }
+}
+
+/// What a session is made of.
+pub(super) struct Parts {
+    pub(super) core: Sender,
+    pub(super) clock: Clock,
+    pub(super) me: NodeId,
+    pub(super) metrics: Metrics,
+    pub(super) subscription: Box<dyn Subscription>,
+    pub(super) place: Place,
+    pub(super) items: mpsc::Receiver<Item>,
+    pub(super) inbound: Streaming<wire::ToOrigin>,
+    pub(super) outbound: mpsc::Sender<Result<wire::ToEdge, Status>>,
+    pub(super) counted: Counted,
+}
+
+/// See the module.
+pub(super) struct Session {
+    core: Sender,
+    clock: Clock,
+    me: NodeId,
+    metrics: Metrics,
+    subscription: Box<dyn Subscription>,
+    place: Place,
+    items: mpsc::Receiver<Item>,
+    inbound: Streaming<wire::ToOrigin>,
+    outbound: mpsc::Sender<Result<wire::ToEdge, Status>>,
+    pongs: VecDeque<(wire::Ping, WallTime)>,
+    end: Option<EndReason>,
+    skips: u64,
+    skipped: u64,
+    _counted: Counted,
+}
+
+impl Session {
+    pub(super) fn new(parts: Parts) -> Self {
+        Self {
+            core: parts.core,
+            clock: parts.clock,
+            me: parts.me,
+            metrics: parts.metrics,
+            subscription: parts.subscription,
+            place: parts.place,
+            items: parts.items,
+            inbound: parts.inbound,
+            outbound: parts.outbound,
+            pongs: VecDeque::new(),
+            end: None,
+            skips: 0,
+            skipped: 0,
+            _counted: parts.counted,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        loop {
+            if !self.pump() {
+                return;
+            }
+            let outbound = self.outbound.clone();
+            let blocked = outbound.capacity() == 0;
+            tokio::select! {
+                item = self.items.recv(), if self.end.is_none() => match item {
+                    Some(item) => self.handle_item(item),
+                    // The stream is gone without a word: whoever has it now is found in the directory.
+                    None => self.end = Some(EndReason::Moved),
+                },
+                message = self.inbound.message() => match message {
+                    Ok(Some(message)) => {
+                        if let Err(status) = self.handle_message(message) {
+                            debug!(%status, "a subscriber broke the protocol");
+                            // A full queue ends it as well, with the call.
+                            let _ = self.outbound.try_send(Err(status));
+                            return;
+                        }
+                    }
+                    Ok(None) | Err(_) => return,
+                },
+                // Only to wake up: `pump` takes what became free.
+                permit = outbound.reserve(), if blocked => drop(permit),
+                () = outbound.closed() => return,
+            }
+        }
+    }
+
+    fn handle_item(&mut self, item: Item) {
+        let now = self.clock.now();
+        match item {
+            Item::Info(info) => self.core.handle_info(info),
+            Item::Unit(unit) => self.core.handle_unit(now, unit),
+            Item::Backlog(units) => self.core.handle_backlog(now, units),
+            Item::End(reason) => self.end = Some(reason),
+        }
+        let (skips, skipped) = (self.core.overflows(), self.core.skipped_units());
+        counter!(self.metrics.skips).increment(skips - self.skips);
+        counter!(self.metrics.skipped).increment(skipped - self.skipped);
+        (self.skips, self.skipped) = (skips, skipped);
+    }
+
+    fn handle_message(&mut self, message: wire::ToOrigin) -> Result<(), Status> {
+        match message.message {
+            Some(to_origin::Message::Ack(ack)) => self
+                .core
+                .handle_ack(ack.units)
+                .map_err(|error| Status::invalid_argument(error.to_string())),
+            Some(to_origin::Message::Ping(ping)) => {
+                self.handle_ping(&ping, self.clock.wall());
+                Ok(())
+            }
+            Some(to_origin::Message::Want(want)) => {
+                let want = convert::want_from_wire(&want).map_err(|error| invalid(&error))?;
+                self.subscription.want(&want);
+                let fresh = self.core.handle_want(want.tracks);
+                if !fresh.is_empty() {
+                    self.subscription.backlog(fresh);
+                }
+                Ok(())
+            }
+            Some(to_origin::Message::Subscribe(_)) => {
+                Err(Status::invalid_argument("Subscribe comes once, first"))
+            }
+            // A newer subscriber may say more than this node knows.
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn handle_ping(&mut self, ping: &wire::Ping, arrived: WallTime) {
+        if let Some(room) = ping.room {
+            self.place.handle_room(convert::room_from_wire(room));
+        }
+        if self.pongs.len() >= PONGS_MAX {
+            self.pongs.pop_front();
+        }
+        self.pongs.push_back((*ping, arrived));
+    }
+
+    /// Sends what may be sent; false when the call is over.
+    fn pump(&mut self) -> bool {
+        loop {
+            let outbound = self.outbound.clone();
+            let permit = match outbound.try_reserve() {
+                Ok(permit) => permit,
+                Err(mpsc::error::TrySendError::Full(())) => return true,
+                Err(mpsc::error::TrySendError::Closed(())) => return false,
+            };
+            let Some(message) = self.next_message() else {
+                return true;
+            };
+            let last = matches!(message, to_edge::Message::End(_));
+            permit.send(Ok(wire::ToEdge {
+                message: Some(message),
+            }));
+            if last {
+                return false;
+            }
+        }
+    }
+
+    fn next_message(&mut self) -> Option<to_edge::Message> {
+        if let Some((ping, arrived)) = self.pongs.pop_front() {
+            return Some(to_edge::Message::Pong(wire::Pong {
+                t0_unix_micros: ping.t0_unix_micros,
+                t1_unix_micros: arrived.unix_micros(),
+                t2_unix_micros: self.clock.wall().unix_micros(),
+            }));
+        }
+        match self.core.poll_output(self.clock.now()) {
+            Some(Output::Info(info)) => {
+                let mut info: wire::StreamInfo = info.as_ref().into();
+                info.path.push(self.me.to_string());
+                Some(to_edge::Message::Info(info))
+            }
+            Some(Output::Unit(unit)) => {
+                let bytes = u64::try_from(unit.payload.len()).unwrap_or(u64::MAX);
+                counter!(self.metrics.bytes).increment(bytes);
+                Some(to_edge::Message::Unit(unit.as_ref().into()))
+            }
+            Some(Output::Gap {
+                track,
+                epoch,
+                lost,
+                reason,
+            }) => Some(to_edge::Message::Gap(wire::Gap {
+                track_id: u32::from(track.0),
+                epoch: epoch.0,
+                lost_units: lost,
+                reason: match reason {
+                    GapReason::Overflow => wire::GapReason::Overflow,
+                    GapReason::NotKept => wire::GapReason::NotKept,
+                }
+                .into(),
+            })),
+            None => {
+                let reason = match self.end? {
+                    EndReason::Ended => wire::EndReason::Ended,
+                    EndReason::Moved => wire::EndReason::Moved,
+                };
+                Some(to_edge::Message::End(wire::End {
+                    reason: reason.into(),
+                }))
+            }
+        }
+    }
+}
