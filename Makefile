@@ -45,10 +45,13 @@ chaos: test-deps ## Faults for an hour, in an order that a seed gives (FOR=600 S
 	HEADWATER_CHAOS_SECONDS=$(or $(FOR),3600) HEADWATER_CHAOS_SEED=$(or $(SEED),1) \
 		cargo test --locked --package headwater --test it chaos -- --nocapture --test-threads=1
 
-lab: build ## Simulate viewers on bad links and write the table to tests/lab.md
+lab: build ## Simulate viewers on bad links, and a large fleet; write the tables to tests/lab.md and tests/fleet.md
 	@{ sed '/^|/,$$d' tests/lab.md; "$${CARGO_TARGET_DIR:-target}/debug/headwater" lab; } > tests/.lab.md
 	@mv tests/.lab.md tests/lab.md
+	@{ sed '/^|/,$$d' tests/fleet.md; "$${CARGO_TARGET_DIR:-target}/debug/headwater" lab --fleet; } > tests/.fleet.md
+	@mv tests/.fleet.md tests/fleet.md
 	@tail -n 3 tests/lab.md
+	@cat tests/fleet.md
 
 lint: ## Formatting, clippy and documentation, all without a warning
 	cargo fmt --all --check

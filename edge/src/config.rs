@@ -2,7 +2,10 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
+use headwater_media::gop_cache::Limits;
+use headwater_media::stream;
 use headwater_node::auth::Token;
 use serde::{Deserialize, Serialize};
 
@@ -27,10 +30,22 @@ pub struct Config {
     pub loopback: bool,
     /// Media threads (count), each with its own socket; 0: as many as the machine has cores.
     pub shards: usize,
-    /// Where this edge's own gRPC will listen, once edges feed edges. Not used yet.
+    /// Where this edge's own gRPC listens, to pass streams on to other edges; none: it passes nothing on.
     pub grpc: Option<SocketAddr>,
-    /// Where other nodes reach that gRPC, `http://host:port`.
+    /// Where other nodes reach that gRPC, `http://host:port`; none: the address that `grpc` is bound to.
     pub advertise: Option<String>,
+    /// Edges that get a stream from this one (count), per stream; further ones get it from those.
+    pub fanout: usize,
+    /// Subscriptions of edges that this one takes (count), over all streams.
+    pub subscribers_max: usize,
+    /// How far from the publisher an edge may be (count): 1 is fed by the origin. The same for all edges.
+    pub depth_max: usize,
+    /// Upstreams that a stream is taken from at a time (count): with 2 nothing is lost when one of them dies, at twice the traffic.
+    pub upstreams: usize,
+    /// How far back another edge may resume here without a gap (seconds).
+    pub resume_seconds: u64,
+    /// Most that is kept of a stream for that (bytes).
+    pub resume_bytes: usize,
     /// Where viewers reach this edge's HTTP, `http(s)://host[:port]`, if it isn't where they asked.
     pub public_url: Option<String>,
     /// Viewers one shard takes (count); past it a join is refused with 503.
@@ -169,7 +184,24 @@ impl From<MediaTcp> for String {
     }
 }
 
+/// The longest GOP that is kept for other edges, and the most of one: what an origin keeps by default.
+const GOP_LIMITS: Limits = Limits {
+    bytes: 24 << 20,
+    span: Duration::from_secs(20),
+};
+
 impl Config {
+    /// What is kept of a stream for other edges.
+    pub const fn store(&self) -> stream::Config {
+        stream::Config {
+            gop: GOP_LIMITS,
+            resume: Limits {
+                bytes: self.resume_bytes,
+                span: Duration::from_secs(self.resume_seconds),
+            },
+        }
+    }
+
     /// Where media over TCP listens, if it does.
     pub const fn media_tcp(&self) -> Option<SocketAddr> {
         match self.media_tcp {
@@ -193,6 +225,12 @@ impl Default for Config {
             shards: 0,
             grpc: None,
             advertise: None,
+            fanout: 16,
+            subscribers_max: 2000,
+            depth_max: 5,
+            upstreams: 1,
+            resume_seconds: 10,
+            resume_bytes: 16 << 20,
             public_url: None,
             viewers_per_shard: 4000,
             egress_mbps_max: 0,

@@ -6,6 +6,7 @@
 //! | [`http`], [`sessions`] | WHEP, the API and the player; which session URL is which viewer |
 //! | [`locate`], `upstream`, [`subscriber`] | where streams are to be had; gRPC connections; the replication client |
 //! | [`registry`], [`replica`], `continuation` | one replica per watched stream: started on demand, packetized once, lingering |
+//! | `relay`, `passing` | what other edges get of a replica |
 //! | [`shard`] | one core's viewers: socket, maps, fan-out |
 //! | `transport` | a viewer's secure path: STUN, DTLS, SRTP |
 //! | `viewer`, `abr`, `retransmit`, `round_trip` | a viewer's actors, on its shard's thread, and what they share |
@@ -19,8 +20,10 @@ pub mod http;
 mod link_memory;
 pub mod locate;
 mod metrics;
+mod passing;
 mod placement;
 pub mod registry;
+mod relay;
 pub mod replica;
 mod retransmit;
 mod round_trip;
@@ -42,11 +45,16 @@ use ::metrics::gauge;
 use actix_rt::Arbiter;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use headwater_media::replication::sender;
+use headwater_media::tree;
 use headwater_node::Node;
 use headwater_node::admin::Report;
 use headwater_node::announce::{self, Announcement, Reading};
 use headwater_node::directory::Role;
+use headwater_node::grpc::{Bound, GrpcServer};
+use headwater_node::replication::{self, Feeding};
 use tokio::task::JoinHandle;
+use tonic::service::Routes;
 use tracing::info;
 
 pub use config::Config;
@@ -82,6 +90,8 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Edge {
     http: http::Http,
+    grpc: Option<GrpcServer>,
+    grpc_addr: Option<SocketAddr>,
     media: Threads,
     announcer: JoinHandle<()>,
     load_gauge: JoinHandle<()>,
@@ -118,11 +128,53 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
             error => StartError::Shards(error),
         })?;
     let shards = media.shards().clone();
+    let port = match config.grpc {
+        Some(address) => match Bound::open(address, &node).await {
+            Ok(port) => Some(port),
+            Err(source) => {
+                media.stop().await;
+                return Err(StartError::Listen {
+                    what: "gRPC",
+                    address,
+                    source,
+                });
+            }
+        },
+        None => None,
+    };
+    let grpc_addr = port.as_ref().map(Bound::address);
+    let grpc_url = port
+        .as_ref()
+        .map(|port| port.url(config.advertise.as_deref()));
+    let feeding = Feeding::edge(
+        tree::Config {
+            fanout: config.fanout,
+            depth_max: config.depth_max,
+            overflows: false,
+        },
+        node.id.clone(),
+    );
+    let passing = grpc_url.clone().map(|url| (feeding.clone(), url));
     let replicas = Arbiter::new();
-    let registry = Registry::new(node.clone(), Options::new(&config), replicas.handle());
+    let registry = Registry::new(
+        node.clone(),
+        Options::new(&config, passing),
+        replicas.handle(),
+    );
+    let grpc = port.map(|port| {
+        let options = replication::Options {
+            window: sender::Config::default(),
+            subscribers_max: config.subscribers_max,
+            feeding: feeding.clone(),
+            metrics: metrics::REPLICATION,
+            clock: node.clock.clone(),
+        };
+        let service = replication::service(Arc::new(registry.clone()), options);
+        port.serve(Routes::new(service), &node)
+    });
     let announcement = Announcement {
         role: Role::Edge,
-        grpc_url: config.advertise.clone().unwrap_or_default(),
+        grpc_url: grpc_url.unwrap_or_default(),
         public_url: config.public_url.clone(),
     };
     let announcer = announce::spawn(&node, announcement, {
@@ -135,7 +187,7 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
             })
         }
     });
-    let load_gauge = show_load(&node, shards.clone());
+    let load_gauge = show_load(&node, shards.clone(), feeding);
     let report = Arc::new(EdgeReport {
         node: node.clone(),
         registry: registry.clone(),
@@ -158,6 +210,9 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
             announcer.abort();
             load_gauge.abort();
             media.stop().await;
+            if let Some(grpc) = grpc {
+                grpc.stop().await;
+            }
             replicas.stop();
             return Err(StartError::Listen {
                 what: "HTTP",
@@ -167,11 +222,13 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
         }
     };
     info!(
-        http = %http.address(), media = ?media.addresses(), media_tcp = ?media.tcp_address(),
+        http = %http.address(), grpc = ?grpc_addr, media = ?media.addresses(), media_tcp = ?media.tcp_address(),
         "edge started"
     );
     Ok(Edge {
         http,
+        grpc,
+        grpc_addr,
         media,
         announcer,
         load_gauge,
@@ -185,6 +242,11 @@ impl Edge {
     /// Where HTTP listens.
     pub const fn http_addr(&self) -> SocketAddr {
         self.http.address()
+    }
+
+    /// Where gRPC listens, if this edge passes streams on.
+    pub const fn grpc_addr(&self) -> Option<SocketAddr> {
+        self.grpc_addr
     }
 
     /// Where the shards' media sockets are bound.
@@ -215,19 +277,24 @@ impl Edge {
         // Viewers first: their goodbye should not wait for an HTTP request that is being served.
         self.media.stop().await;
         self.http.stop().await;
+        if let Some(grpc) = self.grpc {
+            grpc.stop().await;
+        }
         self.replicas.stop();
         info!("edge stopped");
     }
 }
 
-/// Keeps the gauge of the edge's load fresh until it is aborted.
-fn show_load(node: &Node, shards: Shards) -> JoinHandle<()> {
+/// Keeps the gauge of the edge's load fresh, and what other edges hear of it, until it is aborted.
+fn show_load(node: &Node, shards: Shards, feeding: Feeding) -> JoinHandle<()> {
     const INTERVAL: Duration = Duration::from_secs(1);
     let clock = node.clock.clone();
     node.io.spawn(async move {
         let gauge = gauge!(metrics::LOAD);
         loop {
-            gauge.set(shards.load(clock.now()));
+            let load = shards.load(clock.now());
+            gauge.set(load);
+            feeding.set_load(load);
             tokio::time::sleep(INTERVAL).await;
         }
     })

@@ -1,8 +1,33 @@
 //! The edge's metrics: names and help texts.
 
+use headwater_node::replication;
 use headwater_node::telemetry::{start_at_zero, start_at_zero_by};
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 
+/// See [`describe`].
+const SUBSCRIBERS: &str = "headwater_edge_subscribers";
+/// See [`describe`].
+const ATTACHMENTS: &str = "headwater_edge_attachments_total";
+/// See [`describe`].
+const PASSED_BYTES: &str = "headwater_edge_passed_on_bytes_total";
+/// See [`describe`].
+const SUBSCRIBER_SKIPS: &str = "headwater_edge_subscriber_skips_total";
+/// See [`describe`].
+const SUBSCRIBER_UNITS_SKIPPED: &str = "headwater_edge_subscriber_units_skipped_total";
+/// See [`describe`].
+const REDIRECTS: &str = "headwater_edge_redirects_total";
+/// See [`describe`].
+const SUBSCRIBERS_REFUSED: &str = "headwater_edge_subscribers_refused_total";
+/// How replication counts here.
+pub(crate) const REPLICATION: replication::Metrics = replication::Metrics {
+    subscribers: SUBSCRIBERS,
+    attachments: ATTACHMENTS,
+    bytes: PASSED_BYTES,
+    skips: SUBSCRIBER_SKIPS,
+    skipped: SUBSCRIBER_UNITS_SKIPPED,
+    redirects: REDIRECTS,
+    refused: SUBSCRIBERS_REFUSED,
+};
 /// See [`describe`].
 pub(crate) const REPLICAS: &str = "headwater_edge_replicas";
 /// See [`describe`].
@@ -75,6 +100,41 @@ pub(crate) const PROBES: &str = "headwater_edge_probes_total";
 
 /// Registers the help texts. Call once, after the recorder is installed.
 pub(crate) fn describe() {
+    describe_gauge!(
+        SUBSCRIBERS,
+        Unit::Count,
+        "Edges that get a stream from this one, over all streams"
+    );
+    describe_counter!(
+        ATTACHMENTS,
+        Unit::Count,
+        "Attachments of edges that get a stream from this one, by whether they resumed"
+    );
+    describe_counter!(
+        PASSED_BYTES,
+        Unit::Bytes,
+        "Payload bytes passed on to other edges"
+    );
+    describe_counter!(
+        SUBSCRIBER_SKIPS,
+        Unit::Count,
+        "Times a slow edge was skipped to a keyframe"
+    );
+    describe_counter!(
+        SUBSCRIBER_UNITS_SKIPPED,
+        Unit::Count,
+        "Access units skipped for slow edges"
+    );
+    describe_counter!(
+        REDIRECTS,
+        Unit::Count,
+        "Edges that were sent to one that this edge feeds"
+    );
+    describe_counter!(
+        SUBSCRIBERS_REFUSED,
+        Unit::Count,
+        "Edges that asked for a stream and were refused, by reason"
+    );
     crate::http::metrics::describe();
     crate::subscriber::describe_metrics();
     describe_gauge!(REPLICAS, "streams this edge replicates");

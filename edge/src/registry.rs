@@ -12,17 +12,21 @@ use actix::Actor;
 use actix_rt::ArbiterHandle;
 use headwater_media::id::StreamName;
 use headwater_media::rtp::ring::Limits;
+use headwater_media::stream;
 use headwater_media::track::{Configuration, StreamInfo};
 use headwater_node::Node;
 use headwater_node::actor::Sender;
+use headwater_node::replication::Feeding;
 use metrics::gauge;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::Config;
 use crate::metrics::REPLICAS;
+use crate::relay::Relay;
 use crate::replica::{ReplicaActor, Request, State, UpstreamState};
 use crate::shard::Media;
 use crate::shard::demand::Need;
+use crate::subscriber;
 
 /// Opens streams. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -61,17 +65,25 @@ pub enum OpenError {
 }
 
 /// What replicas need of the configuration.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) streams_max: usize,
     pub(crate) linger: Duration,
     pub(crate) open_timeout: Duration,
     pub(crate) lost_after: Duration,
     pub(crate) ring: Limits,
+    /// How they take part in the tree.
+    pub(crate) subscription: subscriber::Options,
+    /// What is kept for those whom they feed.
+    pub(crate) store: stream::Config,
+    /// Whom they feed; none: nobody.
+    pub(crate) feeding: Option<Feeding>,
 }
 
 impl Options {
-    pub(crate) const fn new(config: &Config) -> Self {
+    /// For an edge that passes streams on at the URL of `feeding`, if there is one.
+    pub(crate) fn new(config: &Config, feeding: Option<(Feeding, String)>) -> Self {
+        let (feeding, grpc_url) = feeding.unzip();
         Self {
             streams_max: config.streams_max,
             linger: Duration::from_secs(config.linger_seconds),
@@ -81,6 +93,13 @@ impl Options {
                 bytes: config.ring_bytes,
                 age: Duration::from_secs(config.ring_seconds),
             },
+            subscription: subscriber::Options {
+                upstreams: config.upstreams,
+                depth_max: config.depth_max,
+                grpc_url: grpc_url.unwrap_or_default(),
+            },
+            store: config.store(),
+            feeding,
         }
     }
 }
@@ -97,6 +116,9 @@ struct Inner {
 #[derive(Debug)]
 struct Entry {
     holds: AtomicUsize,
+    /// Those whom the replica feeds, who keep it too, but want nothing of it that they don't say.
+    children: AtomicUsize,
+    relay: Option<Arc<Relay>>,
     state: watch::Receiver<State>,
     requests: Sender<Request>,
 }
@@ -178,17 +200,22 @@ impl Registry {
             return Err(OpenError::TooMany);
         }
         let (state_sender, state) = watch::channel(State::default());
-        let (registry, stream, node, options) = (
+        let options = inner.options.clone();
+        let relay = options.feeding.as_ref();
+        let relay = relay.map(|feeding| Arc::new(Relay::new(options.store, feeding.of(name))));
+        let (registry, stream, node, passed) = (
             self.clone(),
             name.clone(),
             inner.node.clone(),
-            inner.options,
+            relay.clone(),
         );
         let address = ReplicaActor::start_in_arbiter(&inner.arbiter, move |_| {
-            ReplicaActor::new(stream, node, options, registry, state_sender)
+            ReplicaActor::new(stream, node, options, registry, state_sender, passed)
         });
         let entry = Arc::new(Entry {
             holds: AtomicUsize::new(0),
+            children: AtomicUsize::new(0),
+            relay,
             state,
             requests: Sender::new(&address),
         });
@@ -198,19 +225,42 @@ impl Registry {
         Ok(handle)
     }
 
-    /// A replica wants to end: takes it out of the table unless somebody holds it. True: it may.
-    pub(crate) fn release(&self, name: &StreamName) -> bool {
-        let mut entries = self.inner.entries();
-        let held = entries
+    /// A stream that is here, for one whom this edge is to feed with it.
+    pub(crate) fn relay(&self, name: &StreamName) -> Option<(ChildHold, Arc<Relay>)> {
+        let entries = self.inner.entries();
+        let entry = entries
             .get(name)
-            .is_some_and(|entry| entry.holds.load(Ordering::Acquire) > 0);
-        if held {
-            return false;
+            .filter(|entry| entry.requests.connected())?;
+        let relay = Arc::clone(entry.relay.as_ref()?);
+        Some((ChildHold::new(entry), relay))
+    }
+
+    /// A replica wants to end: takes it out of the table unless somebody holds it.
+    pub(crate) fn release(&self, name: &StreamName) -> Release {
+        let mut entries = self.inner.entries();
+        if let Some(entry) = entries.get(name) {
+            if entry.holds.load(Ordering::Acquire) > 0 {
+                return Release::Watched;
+            }
+            if entry.children.load(Ordering::Acquire) > 0 {
+                return Release::Feeding;
+            }
         }
         entries.remove(name);
         show(entries.len());
-        true
+        Release::Free
     }
+}
+
+/// Whether a replica may end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Release {
+    /// It may.
+    Free,
+    /// Somebody watches it again.
+    Watched,
+    /// Nobody watches it here, but it feeds other edges.
+    Feeding,
 }
 
 fn show(replicas: usize) {
@@ -296,6 +346,27 @@ impl Drop for ReplicaHandle {
     }
 }
 
+/// A hold on a replica of one whom it feeds.
+#[derive(Debug)]
+pub(crate) struct ChildHold {
+    entry: Arc<Entry>,
+}
+
+impl ChildHold {
+    fn new(entry: &Arc<Entry>) -> Self {
+        entry.children.fetch_add(1, Ordering::AcqRel);
+        Self {
+            entry: Arc::clone(entry),
+        }
+    }
+}
+
+impl Drop for ChildHold {
+    fn drop(&mut self) {
+        self.entry.children.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 #[cfg(any(test, feature = "testkit"))]
 #[cfg_attr(not(test), allow(dead_code, unused_imports))]
 #[allow(
@@ -328,6 +399,8 @@ pub(crate) mod tests {
         });
         ReplicaHandle::new(&Arc::new(Entry {
             holds: AtomicUsize::new(0),
+            children: AtomicUsize::new(0),
+            relay: None,
             state,
             requests: Sender::new(&Nobody.start()),
         }))

@@ -28,7 +28,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::continuation::Continuation;
 use crate::metrics::{MAILBOX_FULL, SKIPPED};
-use crate::registry::{Options, Registry};
+use crate::registry::{Options, Registry, Release};
+use crate::relay::Relay;
 use crate::shard::Media;
 use crate::shard::demand::Need;
 use crate::subscriber;
@@ -120,10 +121,14 @@ pub(crate) struct ReplicaActor {
     /// Latest value wins. Tracks are sorted, none of them twice.
     want: watch::Sender<Want>,
     subscription: Option<subscriber::Handle>,
+    /// What other edges get of it, if this one passes streams on.
+    relay: Option<Arc<Relay>>,
     tracks: HashMap<TrackId, Packets>,
     timeline: Continuation,
     shards: HashMap<usize, Link>,
     idle_since: Option<Instant>,
+    /// Nobody has watched it for the lingering time, and it stays for those alone whom it feeds.
+    feeding_only: bool,
     /// Since when no upstream has the stream.
     missing_since: Option<Instant>,
     over: bool,
@@ -169,6 +174,7 @@ impl ReplicaActor {
         options: Options,
         registry: Registry,
         state: watch::Sender<State>,
+        relay: Option<Arc<Relay>>,
     ) -> Self {
         // Pictures and Opus are what WebRTC needs; ids are those that every origin gives. Known before the first info, so that the GOP
         // cache is on its way while the stream is still being described.
@@ -184,10 +190,12 @@ impl ReplicaActor {
             state,
             want,
             subscription: None,
+            relay,
             tracks: HashMap::new(),
             timeline: Continuation::default(),
             shards: HashMap::new(),
             idle_since: None,
+            feeding_only: false,
             missing_since: None,
             over: false,
             unshowable_since: None,
@@ -217,6 +225,9 @@ impl ReplicaActor {
 
     /// What viewers need now: the sound, and the pictures that their shards say.
     fn needed(&self) -> Want {
+        if self.feeding_only {
+            return Want::default();
+        }
         let info = self.state.borrow().info.clone();
         let opus = info.as_ref().and_then(|info| {
             let mut tracks = info.tracks.iter();
@@ -447,11 +458,15 @@ impl ReplicaActor {
             .idle_since
             .is_some_and(|since| now.saturating_duration_since(since) >= linger);
         if self.node.shutdown.is_cancelled() || idle {
-            if self.registry.release(&self.name) {
-                ctx.stop();
-            } else if idle {
-                // Somebody holds it again, and will say so when it is over.
-                self.idle_since = None;
+            match self.registry.release(&self.name) {
+                Release::Free => ctx.stop(),
+                // Who watches it again will say so when it is over.
+                Release::Watched if idle => {
+                    self.idle_since = None;
+                    self.feeding_only = false;
+                }
+                Release::Feeding if idle => self.feeding_only = true,
+                Release::Watched | Release::Feeding => {}
             }
         }
     }
@@ -470,7 +485,14 @@ impl Actor for ReplicaActor {
         ctx.set_mailbox_capacity(MAILBOX);
         let feed = Sender::new(&ctx.address());
         let want = self.want.subscribe();
-        self.subscription = Some(subscriber::spawn(&self.node, self.name.clone(), want, feed));
+        self.subscription = Some(subscriber::subscribe(
+            &self.node,
+            self.name.clone(),
+            &want,
+            feed,
+            self.options.subscription.clone(),
+            self.relay.take(),
+        ));
         ctx.run_interval(TICK, |actor, ctx| actor.handle_tick(ctx));
         tracing::info!(stream = %self.name, "replica started");
     }
@@ -506,6 +528,7 @@ impl Handler<Request> for ReplicaActor {
         match message {
             Request::Attach { shard, media } => {
                 self.idle_since = None;
+                self.feeding_only = false;
                 let mut link = Link {
                     media,
                     stale: true,

@@ -5,6 +5,7 @@
 //! `headwater lab` prints it, and `make lab` writes it to `tests/lab.md`.
 
 mod broadcast;
+pub mod fleet;
 mod link;
 mod packet;
 mod policy;

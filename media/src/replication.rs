@@ -7,11 +7,15 @@
 use crate::id::{Epoch, TrackId};
 
 pub mod clock;
+pub mod merge;
 pub mod receiver;
 pub mod sender;
+pub mod store;
 
+pub use merge::Merge;
 pub use receiver::Receiver;
 pub use sender::Sender;
+pub use store::Store;
 
 /// The last unit that a subscriber has of a track.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +35,20 @@ pub struct Want {
     pub tracks: Vec<TrackId>,
     /// It has viewers who would take lower renditions, or need one without B-frames: making them is worth its cost.
     pub adaptive: bool,
+}
+
+impl Want {
+    /// What both want. Tracks are sorted, none of them twice.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        let mut tracks = [self.tracks.as_slice(), &other.tracks].concat();
+        tracks.sort_unstable();
+        tracks.dedup();
+        Self {
+            tracks,
+            adaptive: self.adaptive || other.adaptive,
+        }
+    }
 }
 
 #[cfg(test)]

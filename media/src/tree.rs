@@ -71,6 +71,8 @@ pub struct Room {
     pub load_percent: u32,
     /// How many nodes are fed through it, directly or not (count).
     pub descendants: u32,
+    /// How many levels of them there are (count).
+    pub height: u32,
 }
 
 /// A node that has a stream and passes it on.

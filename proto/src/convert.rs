@@ -140,6 +140,7 @@ pub const fn room_from_wire(room: wire::Room) -> Room {
         free: room.free,
         load_percent: room.load_percent,
         descendants: room.descendants,
+        height: room.height,
     }
 }
 
@@ -149,6 +150,7 @@ pub const fn room_to_wire(room: Room) -> wire::Room {
         free: room.free,
         load_percent: room.load_percent,
         descendants: room.descendants,
+        height: room.height,
     }
 }
 

@@ -267,10 +267,10 @@ pub(super) struct EdgeArgs {
     pub(super) shared: Shared,
     #[command(flatten)]
     delivery: Delivery,
-    /// Reserved for edges that feed edges; nothing listens there yet
+    /// Where gRPC listens for other edges, to pass streams on to them; without it this edge passes nothing on
     #[arg(long, value_name = "ADDR")]
     grpc: Option<String>,
-    /// Reserved likewise: where other nodes will reach that gRPC, http://host:port
+    /// Where other nodes reach that gRPC, http://host:port
     #[arg(long, value_name = "URL")]
     advertise: Option<String>,
     /// Member of the etcd cluster that is the directory; repeatable

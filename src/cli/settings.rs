@@ -6,12 +6,16 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use headwater_media::id::NodeId;
+use headwater_media::tree::PATH_NODES_MAX;
 use headwater_node::auth::Token;
 use headwater_node::directory::{ClusterName, etcd};
 use headwater_node::telemetry::LogConfig;
 use serde::Deserialize;
 
 use super::args::Role;
+
+/// Upstreams that a stream may be taken from at a time (count): a third one protects from what has not been seen.
+const UPSTREAMS_MAX: usize = 3;
 
 /// The whole configuration: `deploy/headwater.toml` describes each key.
 #[derive(Debug, Clone, Deserialize)]
@@ -173,6 +177,18 @@ impl Settings {
         ensure!(
             self.edge.public_ip.is_empty() || self.edge.public_ip_from.is_none(),
             "edge.public_ip says the addresses, and edge.public_ip_from asks for them: give one of the two"
+        );
+        ensure!(
+            (1..=UPSTREAMS_MAX).contains(&self.edge.upstreams),
+            "edge.upstreams is 1 to {UPSTREAMS_MAX}"
+        );
+        ensure!(
+            (1..=PATH_NODES_MAX).contains(&self.edge.depth_max),
+            "edge.depth_max is 1 to {PATH_NODES_MAX}"
+        );
+        ensure!(
+            self.origin.fanout > 0 && self.edge.fanout > 0,
+            "origin.fanout and edge.fanout are at least 1; an edge without edge.grpc passes nothing on"
         );
         for url in directory.etcd.iter().chain(&directory.origins) {
             check_url(url, &["http", "https"]).context("[directory]")?;

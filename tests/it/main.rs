@@ -19,4 +19,5 @@ mod publish;
 mod renditions;
 mod replication;
 mod tcp;
+mod tree;
 mod whep;

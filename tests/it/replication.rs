@@ -125,7 +125,13 @@ impl Cluster {
         };
         let (wants, receiver) = watch::channel(wants);
         Subscription {
-            _handle: subscriber::spawn(node, name(), receiver, Sender::new(&collector)),
+            _handle: subscriber::spawn(
+                node,
+                name(),
+                &receiver,
+                Sender::new(&collector),
+                subscriber::Options::default(),
+            ),
             wants,
             inbox,
             waiting: VecDeque::new(),

@@ -107,6 +107,20 @@ impl Receiver {
         self.call = None;
     }
 
+    /// What follows these positions is what this node lacks: others have brought what was before.
+    pub fn handle_positions(&mut self, epoch: Option<Epoch>, have: &[Position]) {
+        self.epoch = epoch;
+        let known = have.iter().filter(|position| Some(position.epoch) == epoch);
+        self.tracks = known
+            .map(|position| TrackState {
+                id: position.track,
+                next: position.sequence.saturating_add(1),
+                lost: 0,
+                awaiting_keyframe: false,
+            })
+            .collect();
+    }
+
     /// Forgets all positions: the next upstream has nothing to do with what was before.
     pub fn reset(&mut self) {
         self.epoch = None;

@@ -128,7 +128,8 @@ impl Children {
         if known(&self.me) || path.nodes().iter().any(known) {
             return Verdict::Refuse(Refusal::Cycle);
         }
-        if depth >= self.config.depth_max {
+        let lowest = depth + 1 + height(joining.room);
+        if lowest > self.config.depth_max {
             return Verdict::Refuse(Refusal::TooDeep);
         }
         let avoided = joining.avoid.contains(&self.me);
@@ -206,10 +207,12 @@ impl Children {
             .iter()
             .map(|child| child.room.descendants.saturating_add(1))
             .fold(0, u32::saturating_add);
+        let levels = self.children.iter().map(|child| child.room.height);
         Room {
             free: u32::try_from(free).unwrap_or(u32::MAX),
             load_percent: self.load_percent,
             descendants,
+            height: levels.max().map_or(0, |height| height.saturating_add(1)),
         }
     }
 
@@ -219,7 +222,7 @@ impl Children {
                 return false;
             };
             // Its own children are two further than this node, those that it would send somebody to three.
-            let far = depth + if child.room.free > 0 { 2 } else { 3 };
+            let far = depth + if child.room.free > 0 { 2 } else { 3 } + height(joining.room);
             !child.grpc_url.is_empty()
                 && far <= self.config.depth_max
                 && joining.node.as_ref() != Some(node)
@@ -252,6 +255,11 @@ impl Children {
         };
         alternatives.filter_map(alternative).collect()
     }
+}
+
+/// Levels below a node (count).
+fn height(room: Room) -> usize {
+    usize::try_from(room.height).unwrap_or(usize::MAX / 2)
 }
 
 #[cfg(test)]
@@ -316,7 +324,7 @@ mod tests {
             Room {
                 free: 2,
                 load_percent: 70,
-                descendants: 0,
+                ..Room::default()
             },
         );
         let new = joining("new", 2);
@@ -375,6 +383,14 @@ mod tests {
             Verdict::Refuse(Refusal::TooDeep)
         );
         assert_eq!(edge.room().free, 0, "and says so");
+        edge.handle_path(path(&["o1", "e1", "e2"]));
+        let mut tree = joining("e4", 4);
+        tree.room.height = 1;
+        assert_eq!(
+            edge.judge(&tree),
+            Verdict::Refuse(Refusal::TooDeep),
+            "those below it would be"
+        );
         edge.handle_path(None);
         assert_eq!(
             edge.judge(&joining("e4", 4)),
@@ -392,9 +408,9 @@ mod tests {
         edge.handle_room(
             child,
             Room {
-                free: 0,
-                load_percent: 0,
                 descendants: 1,
+                height: 1,
+                ..Room::default()
             },
         );
         assert_eq!(
@@ -437,13 +453,15 @@ mod tests {
             child,
             Room {
                 free: 1,
-                load_percent: 0,
                 descendants: 3,
+                height: 2,
+                ..Room::default()
             },
         );
         origin.handle_load(95);
         assert_eq!(redirected(&mut origin, &joining("e2", 0)), ["e1"]);
         let room = origin.room();
+        assert_eq!(room.height, 3);
         assert_eq!(
             (room.free, room.descendants),
             (0, 5),

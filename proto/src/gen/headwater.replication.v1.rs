@@ -87,6 +87,9 @@ pub struct Room {
     /// How many nodes are fed through it, directly or not.
     #[prost(uint32, tag = "3")]
     pub descendants: u32,
+    /// How many levels of them there are.
+    #[prost(uint32, tag = "4")]
+    pub height: u32,
 }
 /// The upstream feeds as many as it takes: ask these, best first. Comes instead of anything else; the call ends.
 #[derive(Clone, PartialEq, ::prost::Message)]

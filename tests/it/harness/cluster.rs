@@ -249,6 +249,19 @@ impl Cluster {
         std::iter::from_fn(move || nodes.find(|node| node.role == Role::Edge))
     }
 
+    /// An origin, and edges that are told of it: first in `nodes`, then those, in order.
+    pub(crate) fn tree(origin: &Options, edges: &[Options]) -> Self {
+        let origin = Node::start(Role::Origin, "o1", &[], origin);
+        let url = format!("http://127.0.0.1:{}", origin.grpc);
+        let flags = ["--origin".to_owned(), url];
+        let mut nodes = vec![origin];
+        for (index, options) in edges.iter().enumerate() {
+            let id = format!("e{}", index + 1);
+            nodes.push(Node::start(Role::Edge, &id, &flags, options));
+        }
+        Self { nodes, etcd: None }
+    }
+
     /// The node that takes publishers.
     pub(crate) fn origin(&mut self) -> &mut Node {
         self.node(Role::Edge)

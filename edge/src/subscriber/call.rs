@@ -1,0 +1,374 @@
+//! A call to one upstream: from `Subscribe` to whatever ends it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use headwater_media::replication::Want;
+use headwater_media::replication::clock::Exchange;
+use headwater_media::replication::receiver::{Output, Received};
+use headwater_media::time::WallTime;
+use headwater_media::track::StreamInfo;
+use headwater_media::tree::Candidate;
+use headwater_media::unit::AccessUnit;
+use headwater_node::directory::Upstream;
+use headwater_proto::convert;
+use headwater_proto::replication as wire;
+use headwater_proto::replication::{to_edge, to_origin};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+use tracing::{debug, info, warn};
+
+use super::leg::Leg;
+use super::{Outcome, Stopped};
+use crate::locate;
+use crate::upstream::Connection;
+
+/// An origin that takes longer to accept a subscription is left for the next, and an edge, of which there are others.
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
+const SUBSCRIBE_TIMEOUT_EDGE: Duration = Duration::from_secs(1);
+
+/// Messages to the upstream that may wait (count): acknowledgements and pings of several seconds.
+const OUTBOUND_QUEUE: usize = 64;
+
+/// The directory may name a newer publisher for so long before an edge that feeds this node with an older one is left: it reads the
+/// same directory, and brings the newer one with everybody below it.
+const MOVED_GRACE: Duration = Duration::from_secs(3);
+
+/// An accepted call.
+struct Call<'a> {
+    /// What the directory names.
+    root: &'a Upstream,
+    /// Who is asked.
+    candidate: &'a Candidate,
+    outbound: mpsc::Sender<wire::ToOrigin>,
+    inbound: tonic::Streaming<wire::ToEdge>,
+    /// Other tracks are wanted than the upstream knows.
+    want_due: bool,
+    /// The upstream shall hear at once what this node can take: it sends nobody here before.
+    room_due: bool,
+    /// Something came other than a redirection.
+    begun: bool,
+    /// Since when the directory names a newer publisher.
+    moved_since: Option<Instant>,
+}
+
+impl Call<'_> {
+    fn url(&self) -> &str {
+        &self.candidate.grpc_url
+    }
+
+    /// By the origin itself.
+    fn direct(&self) -> bool {
+        self.candidate.node.is_none()
+    }
+}
+
+impl Leg {
+    /// Asks one upstream, and reads what it sends until that ends.
+    pub(super) async fn subscribe(&mut self, root: &Upstream, candidate: &Candidate) -> Outcome {
+        let url = candidate.grpc_url.as_str();
+        let connection = Connection::shared(&self.trunk.node, url);
+        let mut client = match connection.client().await {
+            Ok(client) => client,
+            Err(error) => {
+                debug!(upstream = url, %error, "no connection");
+                connection.discard();
+                return Outcome::Failed;
+            }
+        };
+        let (outbound, requests) = mpsc::channel(OUTBOUND_QUEUE);
+        let (epoch, have) = self.trunk.have();
+        self.core.handle_positions(epoch, &have);
+        self.core.handle_connected(self.trunk.node.clock.now());
+        let want = self.want();
+        let subscribe = wire::Subscribe {
+            stream: self.trunk.name.to_string(),
+            have: convert::have_to_wire(&self.core.have()),
+            want: Some(convert::want_to_wire(&want)),
+            ping: Some(self.ping()),
+            node: self.trunk.node.id.to_string(),
+            grpc_url: self.trunk.options.grpc_url.clone(),
+            room: self.room(),
+            redirects_left: candidate.redirects_left,
+            avoid: self.avoid().iter().map(ToString::to_string).collect(),
+        };
+        // The queue is new and empty.
+        let _ = outbound.try_send(message(to_origin::Message::Subscribe(subscribe)));
+        let call = client.subscribe(ReceiverStream::new(requests));
+        let patience = if candidate.node.is_some() {
+            SUBSCRIBE_TIMEOUT_EDGE
+        } else {
+            SUBSCRIBE_TIMEOUT
+        };
+        let inbound = match tokio::time::timeout(patience, call).await {
+            Ok(Ok(response)) => response.into_inner(),
+            Ok(Err(status)) if status.code() == Code::NotFound => return Outcome::NotFound,
+            Ok(Err(status)) => {
+                debug!(upstream = url, %status, "refused");
+                if !matches!(
+                    status.code(),
+                    Code::ResourceExhausted | Code::InvalidArgument | Code::FailedPrecondition
+                ) {
+                    connection.discard();
+                }
+                return Outcome::Failed;
+            }
+            Err(_) => {
+                debug!(upstream = url, "does not answer");
+                connection.discard();
+                return Outcome::Failed;
+            }
+        };
+        let call = Call {
+            root,
+            candidate,
+            outbound,
+            inbound,
+            want_due: false,
+            room_due: self.trunk.relay.is_some(),
+            begun: false,
+            moved_since: None,
+        };
+        let outcome = self.serve(call).await;
+        if outcome == Outcome::Lost {
+            connection.discard();
+        }
+        outcome
+    }
+
+    /// What the replica and those whom this node feeds want now.
+    fn want(&mut self) -> Want {
+        let own = self.own.borrow_and_update().clone();
+        let all = own.union(&self.children.borrow_and_update());
+        self.trunk.handle_want(&own, &all);
+        self.core.handle_want(&all.tracks);
+        all
+    }
+
+    fn room(&self) -> Option<wire::Room> {
+        let relay = self.trunk.relay.as_ref()?;
+        Some(convert::room_to_wire(relay.feed().room()))
+    }
+
+    fn ping(&self) -> wire::Ping {
+        wire::Ping {
+            t0_unix_micros: self.trunk.node.clock.wall().unix_micros(),
+            room: self.room(),
+        }
+    }
+
+    /// Runs an accepted call to its end.
+    async fn serve(&mut self, mut call: Call<'_>) -> Outcome {
+        let mut changes = self.trunk.node.directory.changes();
+        let (mut own_ends, mut children_end) = (false, false);
+        loop {
+            self.pump(&mut call);
+            if self.core.upstream_dead() {
+                warn!(
+                    upstream = call.url(),
+                    "the upstream is dead: pings go unanswered"
+                );
+                return Outcome::Lost;
+            }
+            if self.left_behind(&mut call) {
+                info!(upstream = call.url(), "the stream has moved");
+                return Outcome::Lost;
+            }
+            let wakes = [self.core.poll_timeout(), self.trunk.poll_timeout()];
+            let wake = wakes.into_iter().flatten().min();
+            let sleep = async {
+                match wake {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                message = call.inbound.message() => match message {
+                    Ok(Some(message)) => match self.handle_message(message, &mut call) {
+                        Ok(None) => {}
+                        Ok(Some(outcome)) => return outcome,
+                        Err(Stopped) => return Outcome::Stopped,
+                    },
+                    Ok(None) => return Outcome::Lost,
+                    Err(status) => {
+                        info!(upstream = call.url(), %status, "the upstream is lost");
+                        return Outcome::Lost;
+                    }
+                },
+                changed = self.own.changed(), if !own_ends => {
+                    own_ends = changed.is_err();
+                    call.want_due |= !own_ends;
+                }
+                changed = self.children.changed(), if !children_end => {
+                    children_end = changed.is_err();
+                    call.want_due |= !children_end;
+                }
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return Outcome::Lost;
+                    }
+                }
+                () = sleep => {
+                    if self.trunk.handle_timeout().is_err() {
+                        return Outcome::Stopped;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The directory names another owner, with a newer publisher than this call brings.
+    fn left_behind(&self, call: &mut Call<'_>) -> bool {
+        let (node, name) = (&self.trunk.node, &self.trunk.name);
+        if !locate::moved(node, name, &call.root.grpc_url, self.trunk.epoch()) {
+            call.moved_since = None;
+            return false;
+        }
+        let now = node.clock.now();
+        let since = *call.moved_since.get_or_insert(now);
+        call.direct() || now.saturating_duration_since(since) >= MOVED_GRACE
+    }
+
+    /// Sends what is due.
+    fn pump(&mut self, call: &mut Call<'_>) {
+        while let Some(output) = self.core.poll_output(self.trunk.node.clock.now()) {
+            let output = match output {
+                Output::Ack { units } => to_origin::Message::Ack(wire::Ack { units }),
+                Output::Ping => to_origin::Message::Ping(self.ping()),
+            };
+            // On a full queue the next one says the same; an upstream that takes none for long is dead by its pings.
+            let _ = call.outbound.try_send(message(output));
+        }
+        if call.room_due
+            && self.trunk.connected_by(self.index)
+            && call
+                .outbound
+                .try_send(message(to_origin::Message::Ping(self.ping())))
+                .is_ok()
+        {
+            call.room_due = false;
+        }
+        if call.want_due
+            && let Ok(permit) = call.outbound.try_reserve()
+        {
+            let want = self.want();
+            permit.send(message(to_origin::Message::Want(convert::want_to_wire(
+                &want,
+            ))));
+            call.want_due = false;
+        }
+    }
+
+    fn handle_message(
+        &mut self,
+        message: wire::ToEdge,
+        call: &mut Call<'_>,
+    ) -> Result<Option<Outcome>, Stopped> {
+        let begun = std::mem::replace(&mut call.begun, true);
+        match message.message {
+            Some(to_edge::Message::Info(info)) => return Ok(self.handle_info(info, call)),
+            Some(to_edge::Message::Unit(unit)) => match AccessUnit::try_from(unit) {
+                Ok(unit) => self.handle_unit(unit, call)?,
+                Err(error) => {
+                    warn!(upstream = call.url(), %error, "the upstream sends nonsense");
+                    return Ok(Some(Outcome::Lost));
+                }
+            },
+            Some(to_edge::Message::Pong(pong)) => {
+                let clock = &self.trunk.node.clock;
+                let now = clock.now();
+                let at = WallTime::from_unix_micros;
+                let exchange = Exchange {
+                    t0: at(pong.t0_unix_micros),
+                    t1: at(pong.t1_unix_micros),
+                    t2: at(pong.t2_unix_micros),
+                    t3: clock.wall_at(now),
+                };
+                self.core.handle_pong(now, exchange);
+            }
+            Some(to_edge::Message::End(end)) => {
+                let ended = end.reason() == wire::EndReason::Ended;
+                info!(upstream = call.url(), ended, "the upstream ends the stream");
+                return Ok(Some(if ended { Outcome::Ended } else { Outcome::Lost }));
+            }
+            Some(to_edge::Message::Redirect(redirect)) => {
+                let alternatives = convert::alternatives_from_wire(redirect);
+                return Ok(Some(match alternatives {
+                    Ok(alternatives) if !begun => Outcome::Redirected(alternatives),
+                    // It was taken already.
+                    Ok(_) => Outcome::Lost,
+                    Err(error) => {
+                        warn!(upstream = call.url(), %error, "the upstream sends nonsense");
+                        Outcome::Failed
+                    }
+                }));
+            }
+            // A gap shows in the sequence numbers; a newer upstream may say more than this node knows.
+            Some(to_edge::Message::Gap(_)) | None => self.core.handle_life(),
+        }
+        Ok(None)
+    }
+
+    fn handle_info(&mut self, info: wire::StreamInfo, call: &Call<'_>) -> Option<Outcome> {
+        let info = match StreamInfo::try_from(info) {
+            Ok(info) if info.name == self.trunk.name => info,
+            Ok(info) => {
+                warn!(upstream = call.url(), got = %info.name, "the upstream sends another stream");
+                return Some(Outcome::Failed);
+            }
+            Err(error) => {
+                warn!(upstream = call.url(), %error, "the upstream sends nonsense");
+                return Some(Outcome::Failed);
+            }
+        };
+        if info.path.contains(&self.trunk.node.id) {
+            info!(upstream = call.url(), "this node would feed itself");
+            return Some(Outcome::Failed);
+        }
+        if info.path.depth() > self.trunk.options.depth_max {
+            info!(
+                upstream = call.url(),
+                depth = info.path.depth(),
+                "the upstream is too far from the origin"
+            );
+            return Some(Outcome::Failed);
+        }
+        if let Err(stale) = self.core.handle_info(&info) {
+            // A directory that lost its data starts its epochs anew, and then names the lower one itself.
+            let outdated = call.root.epoch.is_some_and(|named| info.epoch < named);
+            if outdated || !self.trunk.alone(self.index) {
+                debug!(upstream = call.url(), %stale, "the upstream no longer owns the stream");
+                return Some(Outcome::Failed);
+            }
+            // Nothing fences the origins of a fixed list either: one whose clock was set back gives lower epochs after its restart.
+            info!(upstream = call.url(), %stale, "the upstream starts anew");
+            self.core.reset();
+            self.trunk.reset();
+            // Nothing is older than nothing.
+            let _ = self.core.handle_info(&info);
+        }
+        self.parent = info.path.nodes().last().cloned();
+        if !self.trunk.handle_info(self.index, &Arc::new(info)) {
+            // Another leg has heard of a newer publisher.
+            debug!(upstream = call.url(), "the upstream is behind");
+        }
+        None
+    }
+
+    fn handle_unit(&mut self, unit: AccessUnit, call: &Call<'_>) -> Result<(), Stopped> {
+        let now = self.trunk.node.clock.now();
+        // What is missing shows again where the legs come together.
+        let Received::Deliver { unit, .. } = self.core.handle_unit(now, unit) else {
+            return Ok(());
+        };
+        self.handle_served(call.direct());
+        self.trunk.handle_unit(self.index, unit)
+    }
+}
+
+const fn message(message: to_origin::Message) -> wire::ToOrigin {
+    wire::ToOrigin {
+        message: Some(message),
+    }
+}

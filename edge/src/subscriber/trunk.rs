@@ -1,0 +1,352 @@
+//! Where the legs of a subscription come together: each unit goes on once and in order, to the replica and to the edges that this one feeds.
+//!
+//! The legs share it under a lock that they hold for moments. What the stream is, is told by the first leg that has a call; the others only
+//! when they know of something newer. A leg that is lost is no news while another one lives.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use headwater_media::id::{Epoch, NodeId, StreamName, TrackId};
+use headwater_media::replication::{Merge, Position, Want};
+use headwater_media::track::StreamInfo;
+use headwater_media::tree::Path;
+use headwater_media::unit::AccessUnit;
+use headwater_node::Node;
+use headwater_node::actor::{Sender, Undelivered};
+use headwater_node::replication::EndReason;
+use metrics::{counter, gauge};
+use tokio::sync::watch;
+use tracing::debug;
+
+use super::{DEPTH, LOST, Options, REFUSED, Stopped};
+use crate::relay::Relay;
+use crate::replica::{Feed, UpstreamState};
+
+/// Children of a node that finds no upstream for so long are sent away, to find one themselves. Until then they wait with it: they
+/// could hardly do better, and would come back all at once.
+const ORPHANED_MAX: Duration = Duration::from_secs(5);
+
+/// Depths that the gauge tells apart (count).
+const DEPTHS: usize = 8;
+
+/// See the module.
+pub(super) struct Trunk {
+    pub(super) node: Node,
+    pub(super) name: StreamName,
+    pub(super) options: Options,
+    pub(super) relay: Option<Arc<Relay>>,
+    /// Legs that have a call (count).
+    pub(super) connected: watch::Sender<usize>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    merge: Merge,
+    legs: Vec<Option<Arc<StreamInfo>>>,
+    feed: Sender<Feed>,
+    /// What was told last.
+    info: Option<Arc<StreamInfo>>,
+    told: Option<UpstreamState>,
+    /// Tracks that the replica itself wants.
+    own: Vec<TrackId>,
+    /// Tracks of which the replica's full mailbox refused units (count): they go on at their next keyframe.
+    refused: Vec<(TrackId, u64)>,
+    orphaned_since: Option<Instant>,
+    /// Nobody is fed any more: this node, or the subscription, is about to end.
+    leaving: bool,
+}
+
+impl Trunk {
+    pub(super) fn new(
+        node: &Node,
+        name: StreamName,
+        options: Options,
+        legs: usize,
+        feed: Sender<Feed>,
+        relay: Option<Arc<Relay>>,
+    ) -> Self {
+        Self {
+            node: node.clone(),
+            name,
+            options,
+            relay,
+            connected: watch::Sender::default(),
+            inner: Mutex::new(Inner {
+                merge: Merge::default(),
+                legs: vec![None; legs],
+                feed,
+                info: None,
+                told: None,
+                own: Vec::new(),
+                refused: Vec::new(),
+                orphaned_since: None,
+                leaving: false,
+            }),
+        }
+    }
+
+    /// Where a leg is to go on.
+    pub(super) fn have(&self) -> (Option<Epoch>, Vec<Position>) {
+        let inner = self.inner();
+        (inner.merge.epoch(), inner.merge.have())
+    }
+
+    /// The publisher's incarnation, as far as is known here.
+    pub(super) fn epoch(&self) -> Option<Epoch> {
+        self.inner().merge.epoch()
+    }
+
+    /// The nodes that feed the other legs, which this one had better avoid.
+    pub(super) fn others(&self, leg: usize) -> Vec<NodeId> {
+        let inner = self.inner();
+        let mut nodes = Vec::new();
+        for (_, info) in inner.connected().filter(|(index, _)| *index != leg) {
+            match info.path.nodes() {
+                // The origin is on every path; whom it feeds itself had better not be fed by it twice.
+                [_, edges @ ..] if !edges.is_empty() => nodes.extend_from_slice(edges),
+                origin => nodes.extend_from_slice(origin),
+            }
+        }
+        nodes
+    }
+
+    /// A leg has a call.
+    pub(super) fn connected_by(&self, leg: usize) -> bool {
+        self.inner().legs[leg].is_some()
+    }
+
+    /// Nobody else brings the stream.
+    pub(super) fn alone(&self, leg: usize) -> bool {
+        self.inner().connected().all(|(index, _)| index == leg)
+    }
+
+    /// The replica and the children want this. What is kept of tracks that are new to the replica goes to it.
+    pub(super) fn handle_want(&self, own: &Want, all: &Want) {
+        let mut inner = self.inner();
+        let fresh: Vec<TrackId> = own
+            .tracks
+            .iter()
+            .copied()
+            .filter(|id| !inner.own.contains(id))
+            .collect();
+        inner.own.clone_from(&own.tracks);
+        inner.merge.handle_want(&all.tracks);
+        if let Some(relay) = &self.relay {
+            relay.handle_want(&all.tracks);
+            for unit in relay.backlog(&fresh) {
+                // The replica drops what it can't take to the next keyframe by itself: it has not begun with these.
+                let _ = inner.feed.try_send(Feed::Unit(unit));
+            }
+        }
+    }
+
+    /// A leg's upstream says what the stream is. False: it is of an older publisher than is known here.
+    pub(super) fn handle_info(&self, leg: usize, info: &Arc<StreamInfo>) -> bool {
+        let mut inner = self.inner();
+        if !inner.merge.handle_epoch(info.epoch) {
+            return false;
+        }
+        let before = inner.legs[leg].replace(Arc::clone(info));
+        if before.is_none() {
+            inner.merge.handle_up(leg);
+        }
+        count_depth(before.as_deref(), Some(info));
+        inner.orphaned_since = None;
+        let first = inner
+            .connected()
+            .next()
+            .is_some_and(|(index, _)| index == leg);
+        if first || inner.info.as_ref().is_none_or(|told| newer(info, told)) {
+            inner.info = Some(Arc::clone(info));
+        }
+        inner.tell(UpstreamState::Connected);
+        self.announce(&inner);
+        self.connected.send_replace(inner.connected().count());
+        true
+    }
+
+    /// What the upstream of the only leg offers has nothing to do with what was before.
+    pub(super) fn reset(&self) {
+        let mut inner = self.inner();
+        inner.merge.reset();
+        inner.info = None;
+    }
+
+    /// A leg's upstream sent a unit.
+    pub(super) fn handle_unit(&self, leg: usize, unit: Arc<AccessUnit>) -> Result<(), Stopped> {
+        let now = self.node.clock.now();
+        let mut inner = self.inner();
+        inner.merge.handle_unit(now, leg, unit);
+        self.hand_on(now, &mut inner)
+    }
+
+    /// What is awaited for too long is given up.
+    pub(super) fn handle_timeout(&self) -> Result<(), Stopped> {
+        let now = self.node.clock.now();
+        let mut inner = self.inner();
+        inner.merge.handle_timeout(now);
+        self.hand_on(now, &mut inner)
+    }
+
+    /// When to call [`Self::handle_timeout`].
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.inner().merge.poll_timeout()
+    }
+
+    /// A leg has no call any more, or found none.
+    pub(super) fn handle_down(&self, leg: usize, state: Option<UpstreamState>) {
+        let now = self.node.clock.now();
+        let mut inner = self.inner();
+        let before = inner.legs[leg].take();
+        count_depth(before.as_deref(), None);
+        inner.merge.handle_down(now, leg);
+        // Its replica is gone if this fails, and so will be the rest.
+        let _ = self.hand_on(now, &mut inner);
+        self.connected.send_replace(inner.connected().count());
+        let other = inner.connected().next().map(|(_, info)| Arc::clone(info));
+        if other.is_some() {
+            if before.is_some() {
+                inner.info = other;
+                self.announce(&inner);
+            }
+            return;
+        }
+        if let Some(state) = state {
+            inner.tell(state);
+        }
+        let Some(relay) = &self.relay else {
+            return;
+        };
+        relay.feed().handle_path(None);
+        let since = *inner.orphaned_since.get_or_insert(now);
+        match state {
+            Some(UpstreamState::Ended) => relay.end(EndReason::Ended),
+            _ if now.saturating_duration_since(since) >= ORPHANED_MAX => {
+                relay.end(EndReason::Moved);
+            }
+            Some(UpstreamState::Connected | UpstreamState::Lost | UpstreamState::NotFound)
+            | None => {}
+        }
+    }
+
+    /// The last thing that was said of the upstreams.
+    pub(super) fn told(&self) -> Option<UpstreamState> {
+        self.inner().told
+    }
+
+    /// Those whom this node feeds have to find another.
+    pub(super) fn handle_leaving(&self) {
+        let mut inner = self.inner();
+        inner.leaving = true;
+        if let Some(relay) = &self.relay {
+            relay.feed().handle_path(None);
+            relay.end(EndReason::Moved);
+        }
+    }
+
+    fn announce(&self, inner: &Inner) {
+        let Some(info) = &inner.info else {
+            return;
+        };
+        if let Some(relay) = &self.relay {
+            // Children are as far from the publisher as the longer way is.
+            let paths = inner.connected().map(|(_, info)| &info.path);
+            let path = paths.max_by_key(|path| path.depth()).cloned();
+            let path = path.unwrap_or_default();
+            relay
+                .feed()
+                .handle_path((!inner.leaving).then(|| path.clone()));
+            let mut passed = StreamInfo::clone(info);
+            passed.path = path;
+            relay.handle_info(&Arc::new(passed));
+        }
+        inner.feed.post(Feed::Info(Arc::clone(info)));
+    }
+
+    fn hand_on(&self, now: Instant, inner: &mut Inner) -> Result<(), Stopped> {
+        while let Some(merged) = inner.merge.poll_unit() {
+            if let Some(relay) = &self.relay {
+                relay.handle_unit(now, &merged.unit);
+            }
+            if merged.lost > 0 {
+                counter!(LOST).increment(merged.lost);
+            }
+            if inner.own.contains(&merged.unit.track) {
+                inner.deliver(merged.unit, merged.lost)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Legs that have a call, and what they were told.
+    fn connected(&self) -> impl Iterator<Item = (usize, &Arc<StreamInfo>)> {
+        let legs = self.legs.iter().enumerate();
+        legs.filter_map(|(index, info)| Some((index, info.as_ref()?)))
+    }
+
+    fn tell(&mut self, state: UpstreamState) {
+        if self.told != Some(state) {
+            self.told = Some(state);
+            debug!(?state, "upstream");
+            self.feed.post(Feed::Upstream(state));
+        }
+    }
+
+    fn deliver(&mut self, unit: Arc<AccessUnit>, lost: u64) -> Result<(), Stopped> {
+        let track = unit.track;
+        let mut lost = lost;
+        if let Some(at) = self.refused.iter().position(|(id, _)| *id == track) {
+            if !unit.keyframe {
+                self.refused[at].1 += 1;
+                return Ok(());
+            }
+            lost += self.refused.swap_remove(at).1;
+        }
+        if lost > 0 {
+            self.feed.post(Feed::Gap { track, lost });
+        }
+        match self.feed.try_send(Feed::Unit(unit)) {
+            Ok(()) => Ok(()),
+            Err(Undelivered::Full) => {
+                counter!(REFUSED).increment(1);
+                self.refused.push((track, 1));
+                Ok(())
+            }
+            Err(Undelivered::Closed) => Err(Stopped),
+        }
+    }
+}
+
+/// An upstream that is behind says the same later; one that is ahead knows of a publisher or a configuration that the other doesn't.
+fn newer(info: &StreamInfo, told: &StreamInfo) -> bool {
+    let ahead = |track: &headwater_media::track::Track| {
+        let known = told.track(track.id);
+        known.is_some_and(|known| known.configuration_id < track.configuration_id)
+    };
+    info.epoch > told.epoch || info.tracks.iter().any(ahead)
+}
+
+fn count_depth(before: Option<&StreamInfo>, after: Option<&StreamInfo>) {
+    let depth = |info: &StreamInfo| path_depth(&info.path);
+    let (before, after) = (before.map(depth), after.map(depth));
+    if before == after {
+        return;
+    }
+    if let Some(depth) = before {
+        gauge!(DEPTH, "depth" => depth.to_string()).decrement(1.0);
+    }
+    if let Some(depth) = after {
+        gauge!(DEPTH, "depth" => depth.to_string()).increment(1.0);
+    }
+}
+
+/// An older origin names no path, and is one node.
+fn path_depth(path: &Path) -> usize {
+    path.depth().clamp(1, DEPTHS)
+}
