@@ -11,13 +11,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message};
+use actix::{Actor, ActorContext, AsyncContext, Context, Handler};
 use headwater_media::id::{StreamName, TrackId};
 use headwater_media::replication::Want;
 use headwater_media::rtp::batch::PacketBatch;
-use headwater_media::rtp::header::HEADER_BYTES_MAX;
-use headwater_media::rtp::packetizer::{H264Packetizer, OpusPacketizer};
-use headwater_media::rtp::ring::PacketRing;
 use headwater_media::time::MediaTime;
 use headwater_media::track::{Configuration, StreamInfo};
 use headwater_media::unit::{AccessUnit, MediaKind};
@@ -33,7 +30,15 @@ use crate::relay::Relay;
 use crate::shard::Media;
 use crate::shard::demand::Need;
 use crate::subscriber;
-use crate::transport::srtp::RTP_TAG_BYTES_MAX;
+
+mod messages;
+mod packets;
+
+pub use messages::{Feed, UpstreamState};
+pub(crate) use messages::{Request, State};
+use packets::Packets;
+#[cfg(any(test, feature = "testkit"))]
+pub(crate) use packets::RTP_PAYLOAD_BYTES;
 
 /// Messages waiting (count): over ten seconds of a picture and an audio track.
 const MAILBOX: usize = 1024;
@@ -46,70 +51,6 @@ const NOT_FOUND_LINGER: Duration = Duration::from_secs(2);
 
 /// Pictures that come with B-frames now are made anew without them in about a second, if the origin does that. Until then viewers see the last one.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(6);
-
-/// Bytes of a UDP payload that pass everywhere: IPv6's least MTU less its headers (RFC 8200 section 5).
-const UDP_PAYLOAD_BYTES: usize = 1280 - 40 - 8;
-
-/// Bytes of an RTP payload, so that header, extensions and tag still fit.
-pub(crate) const RTP_PAYLOAD_BYTES: usize =
-    UDP_PAYLOAD_BYTES - HEADER_BYTES_MAX - RTP_TAG_BYTES_MAX;
-
-/// What a replica gets from its subscriber. Units are perishable (`try_send`), the rest is control (`post`).
-#[derive(Debug, Clone, Message)]
-#[rtype(result = "()")]
-pub enum Feed {
-    /// What the stream is now: at first, after each change, and each second with measured bitrates.
-    Info(Arc<StreamInfo>),
-    /// The next access unit of a track. Ingest times are on this node's clock.
-    Unit(Arc<AccessUnit>),
-    /// Units of a track were lost on the way or skipped; what follows begins at a keyframe.
-    Gap {
-        /// The track.
-        track: TrackId,
-        /// How many units (count), as far as is known.
-        lost: u64,
-    },
-    /// How the upstream is.
-    Upstream(UpstreamState),
-}
-
-/// How a replica's upstream is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UpstreamState {
-    /// Subscribed; info and units follow.
-    Connected,
-    /// Away; the subscriber keeps trying and resumes.
-    Lost,
-    /// Everyone who might have the stream was asked, and nobody has it. The subscriber keeps looking.
-    NotFound,
-    /// The stream is over: its publisher left and did not return within the hold time.
-    Ended,
-}
-
-/// What is known of a stream, for whoever opens it.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct State {
-    pub(crate) info: Option<Arc<StreamInfo>>,
-    /// `None`: no upstream has answered yet.
-    pub(crate) upstream: Option<UpstreamState>,
-}
-
-/// What shards and handles ask of a replica. Control: few, must arrive.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) enum Request {
-    /// A shard has viewers now.
-    Attach {
-        shard: usize,
-        media: mpsc::Sender<Media>,
-    },
-    /// A shard has none any more.
-    Detach { shard: usize },
-    /// A shard's viewers need other pictures than before.
-    Demand { shard: usize, need: Need },
-    /// The last handle was dropped.
-    Idle,
-}
 
 /// See the module.
 pub(crate) struct ReplicaActor {
@@ -141,19 +82,6 @@ pub(crate) struct ReplicaActor {
 enum Grow {
     Only,
     OrShrink,
-}
-
-/// A track's way to packets.
-struct Packets {
-    packetizer: Packetizer,
-    ring: PacketRing,
-    /// Units were lost: nothing is sent before a keyframe.
-    waiting: bool,
-}
-
-enum Packetizer {
-    H264(H264Packetizer),
-    Opus(OpusPacketizer),
 }
 
 /// A shard that has viewers.
@@ -281,20 +209,10 @@ impl ReplicaActor {
         let packets = match self.tracks.entry(unit.track) {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
-                let packetizer = match &*track.configuration {
-                    Configuration::H264(_) => {
-                        Packetizer::H264(H264Packetizer::new(RTP_PAYLOAD_BYTES))
-                    }
-                    Configuration::Opus(_) => {
-                        Packetizer::Opus(OpusPacketizer::new(RTP_PAYLOAD_BYTES))
-                    }
-                    Configuration::Aac(_) => return,
+                let Some(packets) = Packets::new(&track.configuration, self.options.ring) else {
+                    return;
                 };
-                entry.insert(Packets {
-                    packetizer,
-                    ring: PacketRing::new(self.options.ring),
-                    waiting: true,
-                })
+                entry.insert(packets)
             }
         };
         let video = track.configuration.kind() == MediaKind::Video;
@@ -315,18 +233,10 @@ impl ReplicaActor {
             };
             &shifted
         };
-        let batch = match (&mut packets.packetizer, &*track.configuration) {
-            (Packetizer::H264(packetizer), Configuration::H264(configuration)) => {
-                packetizer.packetize(unit, configuration)
-            }
-            (Packetizer::Opus(packetizer), Configuration::Opus(_)) => packetizer.packetize(unit),
-            _ => None,
-        };
+        let batch = packets.packetize(unit, &track.configuration);
         let Some(batch) = batch else {
             return;
         };
-        let batch = Arc::new(batch);
-        packets.ring.push(Arc::clone(&batch));
         let stream = self.name.clone();
         self.broadcast(|| Media::Batch {
             stream: stream.clone(),
@@ -379,10 +289,7 @@ impl ReplicaActor {
         let info = self.state.borrow().info.clone()?;
         let mut batches: Vec<Arc<PacketBatch>> = Vec::new();
         for packets in self.tracks.values() {
-            match packets.packetizer {
-                Packetizer::H264(_) => batches.extend(packets.ring.newest_gop().cloned()),
-                Packetizer::Opus(_) => batches.extend(packets.ring.newest().cloned()),
-            }
+            batches.extend(packets.newest());
         }
         Some(Media::Backlog {
             stream: self.name.clone(),
