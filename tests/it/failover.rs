@@ -147,14 +147,22 @@ fn an_edge_that_comes_back_serves_the_stream_that_went_on() {
 #[test]
 fn without_etcd_what_plays_goes_on_and_new_viewers_join_it() {
     let mut cluster = Cluster::split(Directory::Etcd, &Options::default());
-    let _publisher = Publisher::start(&cluster.rtmp_url("live/demo"), Picture::Test, Sound::Tone);
+    let url = cluster.rtmp_url("live/demo");
+    let publisher = Publisher::start(&url, Picture::Test, Sound::Tone);
     let whep = cluster.whep_url("live/demo");
     let mut viewer = Viewer::start(&whep, seconds(120), FLAGS);
     viewer.await_frames(30, seconds(30));
     cluster.etcd().kill();
+    // A publisher that comes back is taken by the claim that stands; a new stream would be refused.
+    drop(publisher);
+    let _publisher = Publisher::start(&url, Picture::Test, Sound::Tone);
+    viewer.await_frames(30, seconds(20));
+    let mut refused =
+        Publisher::start(&cluster.rtmp_url("live/new"), Picture::Test, Sound::Silence);
     // Longer than the leases, which nobody can renew now.
     pause(seconds(17));
     viewer.await_frames(30, seconds(5));
+    assert!(!refused.process().running(), "nobody can claim its name");
     let (code, report) = probe(&whep, seconds(2), FLAGS);
     assert_eq!(code, 0, "{report:#}");
     cluster.restart_etcd();

@@ -13,7 +13,9 @@ use tokio::sync::watch;
 
 use crate::clock::Clock;
 
-use super::{Claimant, Directory, Error, Incarnation, NodeRecord, StreamRecord, Upstream};
+use super::{
+    Claimant, Directory, Error, Incarnation, NodeRecord, StreamRecord, Upstream, next_claim,
+};
 
 /// One node's view of an in-process directory.
 #[derive(Debug)]
@@ -33,7 +35,7 @@ struct Table {
     nodes: BTreeMap<NodeId, NodeRecord>,
     streams: BTreeMap<StreamName, StreamRecord>,
     /// The last epoch given, for any stream: so an epoch is never given twice, whatever was released in between.
-    epoch: u64,
+    epoch: Epoch,
 }
 
 impl MemoryDirectory {
@@ -43,7 +45,7 @@ impl MemoryDirectory {
             table: Mutex::new(Table {
                 // Edges outlive an origin that keeps its directory in memory, and refuse epochs older than what they
                 // have: so a restarted process must give higher ones than the one before it.
-                epoch: Clock::system().wall().unix_micros(),
+                epoch: Epoch(Clock::system().wall().unix_micros()),
                 ..Table::default()
             }),
             changes: watch::Sender::new(0),
@@ -119,8 +121,8 @@ impl Directory for MemoryDirectory {
             {
                 return Err(Error::Held(held.clone()));
             }
-            table.epoch += 1;
-            let epoch = Epoch(table.epoch);
+            table.epoch = next_claim(table.epoch);
+            let epoch = table.epoch;
             let record = StreamRecord {
                 name: name.clone(),
                 origin: self.own.id.clone(),

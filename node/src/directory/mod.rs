@@ -148,6 +148,16 @@ pub enum Error {
     ReadOnly,
 }
 
+/// Epochs that belong to a claim (count): the one it yields, for its publisher, and those above it for publishers who come after that
+/// one while the directory is away. More than that come only from one that flaps, and are refused.
+pub const EPOCHS_PER_CLAIM: u64 = 256;
+
+/// The first epoch of a claim above all that belong to the one of `known`.
+fn next_claim(known: Epoch) -> Epoch {
+    let claim = known.0 / EPOCHS_PER_CLAIM + 1;
+    Epoch(claim.saturating_mul(EPOCHS_PER_CLAIM))
+}
+
 /// Where nodes and streams are found. Implementations: memory, etcd, fixed.
 pub trait Directory: Send + Sync + 'static {
     /// Announces this node, or replaces its record, until [`Self::withdraw`] or the loss of this node.
@@ -156,7 +166,8 @@ pub trait Directory: Send + Sync + 'static {
     /// The run of this node that its claims name.
     fn incarnation(&self) -> Incarnation;
 
-    /// Claims a stream name for this node and yields an epoch above all that were ever given for it.
+    /// Claims a stream name for this node and yields an epoch above all that were ever given for it: it and the [`EPOCHS_PER_CLAIM`]
+    /// from it on are this claim's.
     /// A name this node already owns, or an earlier run of it did, is claimed anew, with a higher epoch; so is one that another node
     /// owns at the epoch `over`, which the caller knows to be void. Whoever claimed it since keeps it.
     fn claim(

@@ -12,6 +12,7 @@ use headwater_media::id::{Epoch, StreamName};
 use headwater_media::time::WallTime;
 use headwater_node::Node;
 use headwater_node::actor::Sender;
+use headwater_node::directory::EPOCHS_PER_CLAIM;
 use headwater_node::replication::EndReason;
 use metrics::gauge;
 use tracing::{debug, info, warn};
@@ -56,6 +57,9 @@ pub(super) struct Entry {
 }
 
 pub(super) struct Live {
+    /// The epoch of the claim it lives by.
+    claim: Epoch,
+    /// Its publisher's: the claim's, or one above it that belongs to the claim.
     epoch: Epoch,
     pub(super) actor: Addr<StreamActor>,
     publisher: Arc<Slot>,
@@ -127,11 +131,14 @@ impl StreamRegistry {
         ctx: &Context<Self>,
     ) -> Result<Publication, PublishError> {
         let name = request.name.clone();
-        let epoch = match acquired {
-            Ok(epoch) if !self.leaving() => epoch,
+        let acquired = acquired
+            .map(|claim| (claim, claim))
+            .or_else(|denied| self.go_on_without_directory(&name, denied));
+        let (claim, epoch) = match acquired {
+            Ok(epochs) if !self.leaving() => epochs,
             outcome => {
-                if let Ok(epoch) = outcome {
-                    self.release(name.clone(), epoch);
+                if let Ok((claim, _)) = outcome {
+                    self.release(name.clone(), claim);
                 }
                 self.forget_claim(&name);
                 return Err(outcome.map_or_else(PublishError::from, |_| PublishError::Stopping));
@@ -171,6 +178,7 @@ impl StreamRegistry {
         entry.claiming = false;
         entry.contributors.connect(&actor);
         entry.live = Some(Live {
+            claim,
             epoch,
             actor,
             publisher: Arc::clone(&slot),
@@ -185,6 +193,27 @@ impl StreamRegistry {
         ))
     }
 
+    /// A publisher comes back while the directory is away: the claim that stands does for it, too. Yields that claim and the publisher's
+    /// epoch.
+    fn go_on_without_directory(
+        &self,
+        name: &StreamName,
+        denied: Denied,
+    ) -> Result<(Epoch, Epoch), Denied> {
+        let live = self.entries.get(name).and_then(|entry| entry.live.as_ref());
+        match live {
+            Some(live)
+                if matches!(denied, Denied::Directory(_))
+                    && self.node.directory.owns(name, live.claim)
+                    && live.epoch.0 + 1 < live.claim.0.saturating_add(EPOCHS_PER_CLAIM) =>
+            {
+                info!(stream = %name, ?denied, "the publisher is taken by the claim that stands");
+                Ok((live.claim, Epoch(live.epoch.0 + 1)))
+            }
+            Some(_) | None => Err(denied),
+        }
+    }
+
     /// A claim failed: what was before it goes on, or ends if its time has come meanwhile.
     fn forget_claim(&mut self, name: &StreamName) {
         let Some(entry) = self.entries.get_mut(name) else {
@@ -192,8 +221,8 @@ impl StreamRegistry {
         };
         entry.claiming = false;
         let over = entry.live.as_ref().is_none_or(|live| live.hold_expired);
-        if over && let Some(epoch) = self.end_stream(name, EndReason::Ended, Revoked::Stopping) {
-            self.release(name.clone(), epoch);
+        if over && let Some(claim) = self.end_stream(name, EndReason::Ended, Revoked::Stopping) {
+            self.release(name.clone(), claim);
         }
     }
 
@@ -211,6 +240,7 @@ impl StreamRegistry {
         }
     }
 
+    /// Yields the claim, to be released.
     fn end_stream(
         &mut self,
         name: &StreamName,
@@ -229,7 +259,7 @@ impl StreamRegistry {
         live.publisher.revoke(revoked);
         Sender::<Stop>::new(&live.actor).post(Stop { reason });
         self.count();
-        Some(live.epoch)
+        Some(live.claim)
     }
 
     fn release(&self, name: StreamName, epoch: Epoch) {
@@ -249,7 +279,7 @@ impl StreamRegistry {
         let settled = self.entries.iter().filter(|(_, entry)| !entry.claiming);
         let mut over: Vec<StreamName> = Vec::new();
         for (name, live) in settled.filter_map(|(name, entry)| Some((name, entry.live.as_ref()?))) {
-            if !self.node.directory.owns(name, live.epoch) {
+            if !self.node.directory.owns(name, live.claim) {
                 warn!(stream = %name, "another origin owns the stream now");
             } else if !live.actor.connected() {
                 warn!(stream = %name, "the stream's actor is gone; its publisher may come again");
@@ -259,8 +289,8 @@ impl StreamRegistry {
             over.push(name.clone());
         }
         for name in over {
-            if let Some(epoch) = self.end_stream(&name, EndReason::Moved, Revoked::Replaced) {
-                self.release(name, epoch);
+            if let Some(claim) = self.end_stream(&name, EndReason::Moved, Revoked::Replaced) {
+                self.release(name, claim);
             }
         }
         self.expire_contributors();
@@ -389,8 +419,10 @@ impl Handler<HoldExpired> for StreamRegistry {
             live.hold_expired = true;
             return;
         }
-        self.end_stream(&message.name, EndReason::Ended, Revoked::Stopping);
-        self.release(message.name, message.epoch);
+        let ended = self.end_stream(&message.name, EndReason::Ended, Revoked::Stopping);
+        if let Some(claim) = ended {
+            self.release(message.name, claim);
+        }
     }
 }
 
@@ -412,8 +444,8 @@ impl Handler<StopAll> for StreamRegistry {
         }
         let names: Vec<StreamName> = self.entries.keys().cloned().collect();
         for name in names {
-            if let Some(epoch) = self.end_stream(&name, EndReason::Moved, Revoked::Stopping) {
-                self.release(name, epoch);
+            if let Some(claim) = self.end_stream(&name, EndReason::Moved, Revoked::Stopping) {
+                self.release(name, claim);
             }
         }
     }

@@ -10,7 +10,7 @@ use tracing::debug;
 use super::calls::{CallError, Repeat};
 use super::records::{StreamValue, epoch_of};
 use super::{Claim, Shared, unavailable};
-use crate::directory::{Error, Restore, StreamRecord};
+use crate::directory::{Error, Restore, StreamRecord, next_claim};
 
 /// How often a claim is tried again after somebody wrote in between, or after silence.
 const ATTEMPTS: usize = 4;
@@ -86,7 +86,7 @@ pub(super) async fn claim(
         // Normally the revision of this transaction is above all epochs that were given. After etcd lost data and counts
         // from lower again, records that are known still name higher ones.
         let known = known_epoch(shared, &name, read.record.as_ref());
-        let ahead = (known >= epoch_of(read.revision)).then(|| Epoch(known.0.saturating_add(1)));
+        let ahead = (known >= epoch_of(read.revision)).then(|| next_claim(known));
         let value = StreamValue {
             origin: shared.own_run.id.clone(),
             incarnation: shared.own_run.incarnation,

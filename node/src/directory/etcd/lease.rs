@@ -152,8 +152,9 @@ async fn restore(shared: &Shared, lease: i64) -> bool {
     true
 }
 
-/// Puts this node's record; putting it twice does no harm.
+/// Puts this node's record; putting it twice does no harm. One at a time: of two at once the older record might arrive last and stay.
 pub(super) async fn put_node(shared: &Shared, lease: i64) -> Result<(), CallError> {
+    let _alone = shared.node_puts.lock().await;
     let Some(record) = shared.own().node.clone() else {
         return Ok(());
     };

@@ -106,6 +106,8 @@ struct Shared {
     /// Wakes the lease's keeper: records are missing, or releases are due.
     repair: Notify,
     own: Mutex<Own>,
+    /// Held while the node's record is being put.
+    node_puts: tokio::sync::Mutex<()>,
     copy: Mutex<Copy>,
     changes: watch::Sender<u64>,
     synced: AtomicBool,
@@ -146,6 +148,7 @@ impl EtcdDirectory {
             lease: watch::Sender::new(None),
             repair: Notify::new(),
             own: Mutex::default(),
+            node_puts: tokio::sync::Mutex::default(),
             copy: Mutex::default(),
             changes: watch::Sender::new(0),
             synced: AtomicBool::new(false),

@@ -3,7 +3,7 @@
 use headwater_media::id::{Epoch, NodeId, StreamName};
 use serde::{Deserialize, Serialize};
 
-use crate::directory::{ClusterName, Incarnation, StreamRecord};
+use crate::directory::{ClusterName, EPOCHS_PER_CLAIM, Incarnation, StreamRecord};
 
 /// The keys of one cluster.
 #[derive(Debug, Clone)]
@@ -52,7 +52,7 @@ impl Keys {
 
 /// The value of a stream's key.
 ///
-/// The epoch is the revision at which etcd committed the claim, which the claimant can't know when it writes: so the value
+/// The epoch comes from the revision at which etcd committed the claim, which the claimant can't know when it writes: so the value
 /// of a fresh claim leaves it out, and readers take the key's modification revision. Revisions of an etcd cluster only
 /// grow and belong to one write each, so no epoch is given twice, even when the key was deleted in between, and no counter
 /// keys pile up. A record that is put again for another reason (its lease was lost) states its epoch.
@@ -79,9 +79,10 @@ impl StreamValue {
     }
 }
 
-/// The epoch of a claim that was committed at `revision`; revisions start at 1.
+/// The first epoch of a claim that was committed at `revision`; revisions start at 1.
 pub(super) fn epoch_of(revision: i64) -> Epoch {
-    Epoch(u64::try_from(revision).unwrap_or(0))
+    let revision = u64::try_from(revision).unwrap_or(0);
+    Epoch(revision.saturating_mul(EPOCHS_PER_CLAIM))
 }
 
 #[cfg(test)]
@@ -120,7 +121,10 @@ mod tests {
         let fresh: StreamValue =
             serde_json::from_str(r#"{"origin":"o1","grpc_url":"http://o1:7070","later":1}"#)
                 .expect("json");
-        assert_eq!(fresh.clone().record(name.clone(), 7).epoch, Epoch(7));
+        assert_eq!(
+            fresh.clone().record(name.clone(), 7).epoch,
+            Epoch(7 * EPOCHS_PER_CLAIM)
+        );
         let again = StreamValue {
             epoch: Some(Epoch(7)),
             ..fresh

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::backoff::Backoff;
+use crate::directory::EPOCHS_PER_CLAIM;
 use crate::directory::suite::{
     self, Cluster as _, claim, name, record, until, until_gone, until_owner,
 };
@@ -388,7 +389,7 @@ async fn what_an_unanswered_claim_wrote_goes_with_the_claim_before_it() {
         .await
         .expect("put");
     let revision = written.header().expect("header").revision();
-    let newer = Epoch(u64::try_from(revision).expect("a revision"));
+    let newer = records::epoch_of(revision);
     drop(claims::InDoubt::begin(&a.shared, &name("live/d")));
     tokio::time::sleep(Duration::from_millis(500)).await;
     // The stream lives on under its old claim and must be found.
@@ -461,7 +462,7 @@ async fn a_watch_behind_a_compaction_lists_again() {
         "it has not seen the release"
     );
 
-    let behind = i64::try_from(first.0).expect("a revision");
+    let behind = i64::try_from(first.0 / EPOCHS_PER_CLAIM).expect("a revision");
     let shared = Arc::clone(&b.shared);
     let resumed = tokio::spawn(async move { watcher::run_from(shared, Some(behind)).await });
     until_owner(&seen, "live/2", "a", second).await;
