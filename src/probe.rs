@@ -188,12 +188,16 @@ impl Journey {
         };
         let next = async {
             match &mut self.next {
-                Some(next) => drop(next.receive().await),
+                Some(next) => next.receive().await,
                 None => pending().await,
             }
         };
         tokio::select! {
-            () = next => {}
+            url = next => {
+                if let (Some(url), Some(next)) = (url, &mut self.next) {
+                    next.invited = Some(url);
+                }
+            }
             url = self.visit.receive() => {
                 if let (Some(url), true) = (url, idle && !args.stay) {
                     tracing::info!(%url, "asked to join elsewhere");
@@ -226,22 +230,37 @@ impl Journey {
     }
 
     /// Goes over once the next session plays at the live edge.
-    async fn handle_timeout(&mut self, now: Instant) {
+    async fn handle_timeout(&mut self, args: &Args, clock: &Clock, now: Instant) {
         self.visit.handle_timeout(now).await;
         let Some(next) = &mut self.next else {
             return;
         };
         next.handle_timeout(now).await;
-        if next.lost.is_some() {
-            self.next = None;
+        let stuck = !next.tally.playing()
+            && next.tally.since_start(now) > args.join_timeout.as_secs_f64() * 1000.0;
+        if next.lost.is_some() || stuck {
+            if let Some(dead) = self.next.take() {
+                tokio::spawn(dead.leave());
+            }
+            if let Ok(whep) = Whep::new(&args.url, args.bearer.as_deref()) {
+                self.join(args, clock, whep, JOIN_AGAIN);
+            }
         } else if next.tally.plays_since(now) >= RUN_UP
             && let Some(next) = self.next.take()
         {
             self.moved += 1;
+            let invited = next.invited.clone();
             let before = std::mem::replace(&mut self.visit, next);
             let freeze = before.tally.longest_freeze(now);
             self.longest_freeze = self.longest_freeze.max(freeze);
             tokio::spawn(before.leave());
+            // Asked to leave again before it had come.
+            if let Some(url) = invited
+                && !args.stay
+            {
+                let whep = self.visit.whep.at(url);
+                self.join(args, clock, whep, Duration::ZERO);
+            }
         }
     }
 
@@ -272,7 +291,7 @@ async fn follow(args: &Args, clock: &Clock, journey: &mut Journey) -> Result<(),
             _ = &mut interrupted => return Ok(()),
         }
         let now = clock.now();
-        journey.handle_timeout(now).await;
+        journey.handle_timeout(args, clock, now).await;
         let tally = &journey.visit.tally;
         if let Some(how) = journey.visit.lost
             && journey.next.is_none()

@@ -110,6 +110,14 @@ DASHBOARDS = {
             ("timeseries", "Subscriptions", "reqps", "Attempts, by outcome.", [(rate("headwater_edge_upstream_attempts_total", by="outcome"), "{{outcome}}")]),
             ("timeseries", "Units missing or refused", "reqps", "Missing in what an upstream sent, or refused by a replica's full mailbox.", [(rate("headwater_edge_upstream_units_lost_total"), "missing"), (rate("headwater_edge_upstream_units_refused_total"), "refused")]),
         ]),
+        ("Edges that feed edges", [
+            ("timeseries", "Edges fed", "short", "Subscriptions of other edges, over all streams.", [(f"headwater_edge_subscribers{{{I}}}", "{{instance}}")]),
+            ("timeseries", "Passed on", "bps", "Payload bits per second to other edges.", [(f"8 * {rate('headwater_edge_passed_on_bytes_total', by='instance')}", "{{instance}}")]),
+            ("timeseries", "Sent on and refused", "reqps", "Edges that were sent to one that is fed here, and those that were refused.", [(rate("headwater_edge_redirects_total"), "sent on"), (rate("headwater_edge_subscribers_refused_total"), "refused")]),
+            ("timeseries", "Upstreams by depth", "short", "Calls by which edges get streams, by how many nodes are between them and the publisher.", [(f"sum by (depth) (headwater_edge_upstreams_by_depth{{{I}}})", "{{depth}}")]),
+            ("timeseries", "Upstreams lost and found", "reqps", "Streams that go on at another upstream.", [(rate("headwater_edge_reparented_total", by="to"), "at an {{to}}")]),
+            ("timeseries", "Without an upstream", "s", "From the loss of one to the first unit of the next.", quantiles("headwater_edge_reparent_gap_seconds")),
+        ]),
     ]),
     "headwater-origin": ("Headwater / Origin and directory", [
         ("Publishers", [
@@ -124,6 +132,7 @@ DASHBOARDS = {
             ("timeseries", "Subscriptions", "short", "Of edges, over all streams.", [(f"headwater_origin_subscribers{{{I}}}", "{{instance}}")]),
             ("timeseries", "Replicated", "bps", "Payload bits per second to edges.", [(f"8 * {rate('headwater_origin_replicated_bytes_total', by='instance')}", "{{instance}}")]),
             ("timeseries", "Skips", "reqps", "Slow subscribers that went on at a keyframe, and the units they missed.", [(rate("headwater_origin_subscriber_skips_total"), "skips"), (rate("headwater_origin_units_skipped_total"), "units")]),
+            ("timeseries", "Sent on and refused", "reqps", "Edges that were sent to one that has the stream, and those that were refused.", [(rate("headwater_origin_redirects_total"), "sent on"), (rate("headwater_origin_subscribers_refused_total"), "refused")]),
         ]),
         ("Transcoding", [
             ("timeseries", "ffmpeg", "short", "Children that make renditions.", [(f"headwater_origin_ladder_children{{{I}}}", "{{instance}}")]),

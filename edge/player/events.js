@@ -1,8 +1,12 @@
 // Server-sent events of a session (the WHEP extension), read with fetch: EventSource cannot send a token in a header.
 
 const RELATION = 'urn:ietf:params:whep:ext:core:server-sent-events';
-/** The stream of events broke, though the session goes on. */
-const AGAIN_MS = 3000;
+/**
+ * Browsers open six connections to a host, and one page may show many players: so none holds one for long. What is to be said is said
+ * again to whoever comes later.
+ */
+const OPEN_MS = 4000;
+const PAUSE_MS = 4000;
 
 /** The target of a link of this relation, if the answer has one (RFC 8288). */
 export function linked(response, relation) {
@@ -17,20 +21,25 @@ export const eventsUrl = (response) => linked(response, RELATION);
 
 /** Calls `handle(name, data)` for each event of the kinds named, until `signal` aborts or the session is gone. */
 export async function listen(url, names, headers, signal, handle) {
+  let location = null;
   while (!signal.aborted) {
+    const within = AbortSignal.any([signal, AbortSignal.timeout(OPEN_MS)]);
     try {
-      const created = await fetch(url, {
-        method: 'POST', headers: headers({ 'Content-Type': 'application/json' }), body: JSON.stringify(names), signal,
-      });
-      if (created.status === 404) return;
-      const location = created.headers.get('Location');
-      if (created.ok && location) {
-        const response = await fetch(new URL(location, created.url), { headers: headers({ Accept: 'text/event-stream' }), cache: 'no-store', signal });
+      if (!location) {
+        const created = await fetch(url, {
+          method: 'POST', headers: headers({ 'Content-Type': 'application/json' }), body: JSON.stringify(names), signal: within,
+        });
+        if (created.status === 404) return;
+        const target = created.headers.get('Location');
+        if (created.ok && target) location = new URL(target, created.url);
+      }
+      if (location) {
+        const response = await fetch(location, { headers: headers({ Accept: 'text/event-stream' }), cache: 'no-store', signal: within });
         if (response.status === 404) return;
         if (response.ok) await read(response.body, handle);
       }
-    } catch { /* Again, below. */ }
-    await new Promise((resolve) => { setTimeout(resolve, AGAIN_MS * (0.5 + Math.random())); });
+    } catch { /* The time is over, or the way is broken: again, below. */ }
+    await new Promise((resolve) => { setTimeout(resolve, PAUSE_MS * (0.5 + Math.random())); });
   }
 }
 

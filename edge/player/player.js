@@ -128,6 +128,9 @@ class Session {
   }
 
   url = null;
+  /** The WHEP endpoint it was joined at, and with what wishes. */
+  endpoint = null;
+  query = '';
   layer = null;
   /** Where the server wants it to go on. */
   invitation = null;
@@ -160,7 +163,8 @@ class Session {
     await this.pc.setLocalDescription({ type: 'offer', sdp });
     // The edge is ICE-lite and learns our address from our checks: there is no candidate to wait for.
     headwater.joins += 1;
-    const response = await fetch(`${url}${quality.query}`, {
+    [this.endpoint, this.query] = [url, quality.query];
+    const response = await fetch(`${url}${this.query}`, {
       method: 'POST',
       headers: headers({ 'Content-Type': 'application/sdp' }),
       body: this.pc.localDescription.sdp,
@@ -333,18 +337,27 @@ async function run() {
   let attempt = 0;
   let joined = null;
   let next = null;
+  // Where we were last: the edge that this page came from may be gone for good.
+  let last = endpoint;
+  let failures = 0;
   show('connecting');
   while (!signal.aborted) {
     try {
-      joined = next ?? await Session.join(endpoint, signal);
-      next = null;
+      const moved = Boolean(next);
+      joined = next ?? await Session.join(failures % 2 ? endpoint : last, signal);
+      [next, last, failures] = [null, joined.endpoint, 0];
       if (signal.aborted) break;
       session = joined;
       joined.show();
       meter = new Meter();
-      quality.follow(session.layer);
-      video.play().catch(() => render());
+      quality.follow(session.layer, session.query);
+      // Who paused it still has it paused.
+      if (!moved || !video.paused) video.play().catch(() => render());
       const left = await watch(session, signal);
+      if (signal.aborted) {
+        left.next?.close();
+        break;
+      }
       next = left.next;
       if (next) {
         // Shown before the old one is closed, below.
@@ -352,10 +365,12 @@ async function run() {
         continue;
       }
       const { played } = left;
+      failures += 1;
       // A session that never played counts as a failed attempt, or two broken ends would spin.
       attempt = played ? 0 : attempt + 1;
     } catch (error) {
       if (signal.aborted) break;
+      failures += 1;
       if (error instanceof Refused) {
         show(error.state, error.detail);
         if (error.retryMs === undefined) return;
@@ -381,7 +396,7 @@ async function run() {
 }
 
 /** Joins where the server sends us, and resolves once that plays at the live edge: until then the old session goes on. */
-async function prepare(url, signal) {
+async function prepare(url, seen, signal) {
   const next = await Session.join(url, signal);
   const unseen = document.createElement('video');
   try {
@@ -390,12 +405,14 @@ async function prepare(url, signal) {
     unseen.play().catch(() => {});
     const until = performance.now() + JOIN_MS;
     const came = async () => [...(await next.pc.getStats()).values()].some((s) => s.type === 'inbound-rtp'
-      && (next.tracks.video ? s.framesDecoded > 0 : s.packetsReceived > 0));
+      // Where no picture is decoded now, none will be there: in a hidden tab, or on a link that carries sound alone.
+      && (next.tracks.video && seen ? s.framesDecoded > 0 : s.packetsReceived > 0));
     while (!await came()) {
       if (signal.aborted || performance.now() > until) throw new Error('no media came from there');
       await sleep(50, signal);
     }
     await sleep(RUN_UP_MS, signal);
+    if (signal.aborted) throw new Error('the page is being left');
     return next;
   } catch (error) {
     next.close();
@@ -418,86 +435,83 @@ async function watch(joined, signal) {
   let refused = 0;
   let askAt = 0;
   let unanswered = 0;
-  try {
-    while (!signal.aborted) {
-      await sleep(TICK_MS, signal);
-      if (signal.aborted) break;
-      const stats = await meter.read(joined);
-      const now = performance.now();
-      if (stats.frames > frames) [frames, frameAt] = [stats.frames, now];
-      if (stats.packets > packets) [packets, packetAt] = [stats.packets, now];
-      if (stats.videoPackets > videoPackets) [videoPackets, videoPacketAt] = [stats.videoPackets, now];
-      if (stats.checks > checks) [checks, checkAt] = [stats.checks, now];
-      headwater.stats = stats;
+  while (!signal.aborted) {
+    await sleep(TICK_MS, signal);
+    if (signal.aborted) break;
+    const stats = await meter.read(joined);
+    const now = performance.now();
+    if (stats.frames > frames) [frames, frameAt] = [stats.frames, now];
+    if (stats.packets > packets) [packets, packetAt] = [stats.packets, now];
+    if (stats.videoPackets > videoPackets) [videoPackets, videoPacketAt] = [stats.videoPackets, now];
+    if (stats.checks > checks) [checks, checkAt] = [stats.checks, now];
+    headwater.stats = stats;
 
-      if (next) return { played, next };
-      if (joined.invitation && !moving && now >= moveAt) {
-        moving = prepare(joined.invitation, signal)
-          .then((session) => { next = session; })
-          .catch((error) => {
-            console.info('going over failed:', error);
-            refused += 1;
-            moveAt = performance.now() + (error.retryMs ?? backoff(refused));
-            // Perhaps there is no way to that one from here: whoever answers at our own address will do.
-            joined.invitation = endpoint;
-          })
-          .finally(() => { moving = null; });
-      }
+    const plays = joined.tracks.video ? frameAt > joinedAt && now - frameAt < SILENT_MS : packets > 0 && now - packetAt < SILENT_MS;
 
-      const plays = joined.tracks.video ? frameAt > joinedAt && now - frameAt < SILENT_MS : packets > 0 && now - packetAt < SILENT_MS;
-      if (plays) {
-        if (headwater.state !== 'live') show('live');
-        stage.dataset.frames = 'yes';
-        played = true;
-        unanswered = 0;
-        askAt = 0;
-      }
-      render();
-      if (plays) continue;
-
-      if (pc.connectionState === 'failed' || pc.connectionState === 'closed') {
-        show('reconnecting');
-        return { played, next };
-      }
-      const silent = now - packetAt >= SILENT_MS;
-      if (!silent) {
-        // Packets come. A hidden tab decodes nothing in some browsers, and that is no fault.
-        const stuck = joined.tracks.video && now - videoPacketAt < SILENT_MS && now - Math.max(frameAt, joinedAt) > STUCK_MS;
-        if (stuck && !document.hidden) {
-          show('reconnecting', 'The picture did not come back by itself.');
-          return { played, next };
-        }
-        if (joined.tracks.video && now - videoPacketAt >= SILENT_MS && played) show('held', 'The connection is too slow for pictures at the moment; the sound goes on.');
-        continue;
-      }
-      if (now < askAt) continue;
-      // Silence has two causes that look alike from here: the publisher paused, or the edge is gone. Ask.
-      const known = await joined.known(signal);
-      if (signal.aborted) break;
-      if (known === false) {
-        show('reconnecting');
-        return { played, next };
-      }
-      if (known === undefined) {
-        unanswered += 1;
-        show('reconnecting');
-        askAt = now + backoff(unanswered);
-        continue;
-      }
-      unanswered = 0;
-      // The edge knows us, so the publisher paused; unless its UDP no longer answers, as behind a rebound NAT.
-      const deaf = now - checkAt > 9000 || pc.connectionState === 'disconnected' || (!played && pc.connectionState !== 'connected' && now - joinedAt > JOIN_MS);
-      if (deaf) {
-        show('reconnecting', 'No media arrives: a firewall may block UDP.');
-        return { played, next };
-      }
-      if (pc.connectionState === 'connected') show('held');
-      askAt = now + 2000 + Math.random() * 2000;
+    if (next) break;
+    if (joined.invitation && !moving && now >= moveAt) {
+      // Perhaps there is no way to that one from here, or it is full: then whoever answers at our own address will do.
+      moving = prepare(refused % 2 ? endpoint : joined.invitation, plays && !document.hidden, signal)
+        .then((session) => { next = session; })
+        .catch((error) => {
+          console.info('going over failed:', error);
+          refused += 1;
+          moveAt = performance.now() + (error.retryMs ?? backoff(refused));
+        })
+        .finally(() => { moving = null; });
     }
-  } finally {
-    // One that is still being prepared is of no use any more.
-    moving?.then(() => next?.close());
+
+    if (plays) {
+      if (headwater.state !== 'live') show('live');
+      stage.dataset.frames = 'yes';
+      played = true;
+      unanswered = 0;
+      askAt = 0;
+    }
+    render();
+    if (plays) continue;
+
+    if (pc.connectionState === 'failed' || pc.connectionState === 'closed') {
+      show('reconnecting');
+      break;
+    }
+    const silent = now - packetAt >= SILENT_MS;
+    if (!silent) {
+      // Packets come. A hidden tab decodes nothing in some browsers, and that is no fault.
+      const stuck = joined.tracks.video && now - videoPacketAt < SILENT_MS && now - Math.max(frameAt, joinedAt) > STUCK_MS;
+      if (stuck && !document.hidden) {
+        show('reconnecting', 'The picture did not come back by itself.');
+        break;
+      }
+      if (joined.tracks.video && now - videoPacketAt >= SILENT_MS && played) show('held', 'The connection is too slow for pictures at the moment; the sound goes on.');
+      continue;
+    }
+    if (now < askAt) continue;
+    // Silence has two causes that look alike from here: the publisher paused, or the edge is gone. Ask.
+    const known = await joined.known(signal);
+    if (signal.aborted) break;
+    if (known === false) {
+      show('reconnecting');
+      break;
+    }
+    if (known === undefined) {
+      unanswered += 1;
+      show('reconnecting');
+      askAt = now + backoff(unanswered);
+      continue;
+    }
+    unanswered = 0;
+    // The edge knows us, so the publisher paused; unless its UDP no longer answers, as behind a rebound NAT.
+    const deaf = now - checkAt > 9000 || pc.connectionState === 'disconnected' || (!played && pc.connectionState !== 'connected' && now - joinedAt > JOIN_MS);
+    if (deaf) {
+      show('reconnecting', 'No media arrives: a firewall may block UDP.');
+      break;
+    }
+    if (pc.connectionState === 'connected') show('held');
+    askAt = now + 2000 + Math.random() * 2000;
   }
+  // The session that we were sent to may be all that is left.
+  if (!signal.aborted) await moving;
   return { played, next };
 }
 

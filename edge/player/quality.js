@@ -38,11 +38,13 @@ export class Quality {
     return query.size ? `?${query}` : '';
   }
 
-  /** A session began, or the last one is over (null). */
-  follow(url) {
+  /** A session began that was joined with this query, or the last one is over (null). */
+  follow(url, query) {
     clearTimeout(this.#timer);
     this.#url = url;
     if (url) this.#timer = setTimeout(() => this.#refresh(), FIRST_MS);
+    // Something else was chosen while it was being joined.
+    if (url && query !== this.query) this.#choose(this.#chosen);
     else this.#select.hidden = true;
   }
 

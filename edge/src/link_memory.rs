@@ -49,7 +49,7 @@ impl LinkMemory {
         }
     }
 
-    /// A viewer's link carried so much.
+    /// A viewer's link carried so much. One that carried less than its neighbour's counts by half: it may be the exception.
     pub(crate) fn handle_carried(&mut self, now: Instant, network: Network, carried: Bitrate) {
         if network == 0 || carried.0 == 0 {
             return;
@@ -59,7 +59,12 @@ impl LinkMemory {
             self.older = std::mem::take(&mut self.younger);
             self.since = now;
         }
-        self.younger.insert(network, carried);
+        let before = self.assumed(now, network);
+        let learned = match before {
+            Some(before) if carried < before => Bitrate(before.0.midpoint(carried.0)),
+            _ => carried,
+        };
+        self.younger.insert(network, learned);
     }
 
     /// What to assume of a link from there.
@@ -98,6 +103,9 @@ mod tests {
         memory.handle_carried(start, 1, Bitrate(700));
         memory.handle_carried(start, 0, Bitrate(700));
         assert_eq!(memory.assumed(start, 1), Some(Bitrate(700)));
+        memory.handle_carried(start, 1, Bitrate(300));
+        assert_eq!(memory.assumed(start, 1), Some(Bitrate(500)));
+        memory.handle_carried(start, 1, Bitrate(700));
         assert_eq!(memory.assumed(start, 0), None);
         // A full generation makes room, and what it had is still known.
         for network in 2..=NETWORKS_MAX as u64 + 1 {

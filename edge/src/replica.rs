@@ -368,13 +368,23 @@ impl ReplicaActor {
             match self.registry.release(&self.name) {
                 Release::Free => ctx.stop(),
                 // Who watches it again will say so when it is over.
-                Release::Watched if idle => {
-                    self.idle_since = None;
-                    self.feeding_only = false;
-                }
+                Release::Watched if idle => self.wake(),
                 Release::Feeding if idle => self.feeding_only = true,
                 Release::Watched | Release::Feeding => {}
             }
+        }
+    }
+}
+
+impl ReplicaActor {
+    /// Somebody watches here again, where the stream may only have been passed on.
+    fn wake(&mut self) {
+        self.idle_since = None;
+        if std::mem::take(&mut self.feeding_only) {
+            for packets in self.tracks.values_mut() {
+                packets.begin_anew(self.options.ring);
+            }
+            self.update_want(Grow::Only);
         }
     }
 }
@@ -434,8 +444,7 @@ impl Handler<Request> for ReplicaActor {
     fn handle(&mut self, message: Request, _: &mut Context<Self>) {
         match message {
             Request::Attach { shard, media } => {
-                self.idle_since = None;
-                self.feeding_only = false;
+                self.wake();
                 let mut link = Link {
                     media,
                     stale: true,

@@ -149,7 +149,11 @@ async fn start(
     shutdown: CancellationToken,
 ) -> anyhow::Result<(Running, Started)> {
     let id = settings.node_id(role);
-    if let Some(problem) = settings.unreachable_origin(role) {
+    let problems = [
+        settings.unreachable_origin(role),
+        settings.unreachable_edge(role),
+    ];
+    for problem in problems.into_iter().flatten() {
         warn!("{problem}");
     }
     let clock = Clock::system();

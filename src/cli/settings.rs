@@ -229,6 +229,19 @@ impl Settings {
         )
     }
 
+    /// The same for an edge that feeds others.
+    pub(super) fn unreachable_edge(&self, role: Role) -> Option<String> {
+        let edge = &self.edge;
+        let grpc = edge.grpc.filter(|_| role == Role::Edge)?;
+        let ip = grpc.ip();
+        (edge.advertise.is_none() && (ip.is_unspecified() || ip.is_loopback())).then(|| {
+            format!(
+                "this edge tells others to be fed at a loopback address, since its gRPC listens on {grpc}: give \
+                 --advertise http://HOST:PORT (edge.advertise), or edges on other machines won't reach it"
+            )
+        })
+    }
+
     /// How long stopping may take.
     pub(super) const fn stop_deadline(&self) -> Duration {
         Duration::from_secs(self.stop_seconds)

@@ -25,6 +25,8 @@ pub(super) struct Visit {
     session: Option<Url>,
     invitations: mpsc::Receiver<Url>,
     keyframe_at: Instant,
+    /// Where the server asked to go before this one was what is watched.
+    pub(super) invited: Option<Url>,
     /// Why nothing comes any more.
     pub(super) lost: Option<&'static str>,
 }
@@ -62,6 +64,7 @@ impl Visit {
             session: answer.session,
             invitations,
             keyframe_at: clock.now() + KEYFRAME_PATIENCE,
+            invited: None,
             lost: None,
         };
         match accepted {

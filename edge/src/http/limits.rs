@@ -36,8 +36,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             workers: 0,
-            connections_per_worker: 16_384,
-            connections_per_address: 256,
+            connections_per_worker: 32_768,
+            connections_per_address: 1024,
             request_timeout_ms: 5000,
             keep_alive_seconds: 15,
             requests_per_second: 50,

@@ -64,6 +64,12 @@ impl Packets {
         Some(batch)
     }
 
+    /// Forgets what there was, which is as old as its last viewers; indices go on.
+    pub(super) fn begin_anew(&mut self, ring: Limits) {
+        self.ring = PacketRing::new(ring);
+        self.waiting = true;
+    }
+
     /// What a shard begins with: pictures from the newest keyframe on, or the newest sound.
     pub(super) fn newest(&self) -> Vec<Arc<PacketBatch>> {
         match self.packetizer {

@@ -69,9 +69,19 @@ impl Leg {
     pub(super) async fn subscribe(&mut self, root: &Upstream, candidate: &Candidate) -> Outcome {
         let url = candidate.grpc_url.as_str();
         let connection = Connection::shared(&self.trunk.node, url);
-        let mut client = match connection.client().await {
-            Ok(client) => client,
-            Err(error) => {
+        let patience = if candidate.node.is_some() {
+            SUBSCRIBE_TIMEOUT_EDGE
+        } else {
+            SUBSCRIBE_TIMEOUT
+        };
+        let mut client = match tokio::time::timeout(patience, connection.client()).await {
+            Ok(Ok(client)) => client,
+            Err(_) => {
+                debug!(upstream = url, "no connection in time");
+                connection.discard();
+                return Outcome::Failed;
+            }
+            Ok(Err(error)) => {
                 debug!(upstream = url, %error, "no connection");
                 connection.discard();
                 return Outcome::Failed;
@@ -96,11 +106,6 @@ impl Leg {
         // The queue is new and empty.
         let _ = outbound.try_send(message(to_origin::Message::Subscribe(subscribe)));
         let call = client.subscribe(ReceiverStream::new(requests));
-        let patience = if candidate.node.is_some() {
-            SUBSCRIBE_TIMEOUT_EDGE
-        } else {
-            SUBSCRIBE_TIMEOUT
-        };
         let inbound = match tokio::time::timeout(patience, call).await {
             Ok(Ok(response)) => response.into_inner(),
             Ok(Err(status)) if status.code() == Code::NotFound => return Outcome::NotFound,

@@ -197,8 +197,9 @@ impl Leg {
         let now = self.trunk.node.clock.now();
         if self.trunk.connected_by(self.index) {
             self.lost = Some((now, self.parent.clone()));
-            self.trunk.handle_down(self.index, None);
         }
+        // Whom this node feeds doesn't wait for the end of a long search.
+        self.trunk.handle_down(self.index, None);
         // The origin is asked again whatever happens: it is where the stream is.
         let edge = candidate.node.as_ref();
         let wanting = matches!(outcome, Outcome::Lost | Outcome::Failed);

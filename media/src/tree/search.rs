@@ -78,6 +78,11 @@ impl Search {
         if self.tries >= TRIES_MAX {
             return None;
         }
+        // Some tries are kept for those who take whoever finds no place.
+        if self.stage != Stage::LastResort && self.tries + self.redirected.len() >= TRIES_MAX {
+            self.queue.clear();
+            self.stage = Stage::Known;
+        }
         loop {
             let Some(candidate) = self.queue.pop_front() else {
                 self.advance()?;

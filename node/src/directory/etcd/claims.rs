@@ -81,6 +81,8 @@ pub(super) async fn claim(
             if let Some(claim) = &mut in_doubt {
                 claim.settle();
             }
+            // It is known here before the watch says so.
+            shared.check_claim(&mut shared.own(), held);
             return Err(Error::Held(held.clone()));
         }
         // Normally the revision of this transaction is above all epochs that were given. After etcd lost data and counts
@@ -103,7 +105,12 @@ pub(super) async fn claim(
                     return Err(Error::Unavailable("this node has withdrawn".into()));
                 }
                 own.releases.remove(&name);
-                own.claims.insert(name, Claim { epoch, grpc_url });
+                own.claims.insert(name.clone(), Claim { epoch, grpc_url });
+                // The watch may have shown a newer owner before this answer came, and will not show it again.
+                let newer = shared.copy().streams.get(&name).cloned();
+                if let Some(record) = newer {
+                    shared.check_claim(&mut own, &record);
+                }
                 return Ok(epoch);
             }
             Ok(None) => {}
