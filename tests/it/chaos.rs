@@ -146,10 +146,12 @@ impl Scene {
             }
             Fault::EdgeDies => {
                 self.edge(edge).kill();
-                // A player notices after two seconds without packets.
+                // A player notices after two seconds without a picture. Who is at which edge, drains have changed.
+                pause(Duration::from_millis(400));
+                let seen: Vec<u64> = self.viewers.iter().map(|(_, v)| v.frames()).collect();
                 pause(seconds(2));
-                for (at, viewer) in &mut self.viewers {
-                    if *at == edge {
+                for ((_, viewer), seen) in self.viewers.iter_mut().zip(seen) {
+                    if viewer.frames() == seen {
                         viewer.process.kill();
                     }
                 }
