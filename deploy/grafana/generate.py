@@ -103,6 +103,7 @@ DASHBOARDS = {
             ("timeseries", "Datagrams refused", "reqps", "Datagrams that nobody could use, by reason.", [(rate("headwater_edge_datagrams_refused_total", by="reason"), "{{reason}}")]),
             ("timeseries", "Handshakes", "reqps", "DTLS handshakes completed, by SRTP profile.", [(rate("headwater_edge_handshakes_total", by="profile"), "{{profile}}")]),
             ("timeseries", "HTTP", "reqps", "Requests, by route and class of status.", [(rate("headwater_edge_http_requests_total", by="route, status"), "{{route}} {{status}}")]),
+            ("timeseries", "Requests for other edges", "reqps", "Handed to the edge that has the session, or has room, by result. `unreachable`: that edge has no `edge.grpc`, or its port is closed to others.", [(rate("headwater_edge_http_forwarded_total", by="result"), "{{result}}")]),
             ("timeseries", "Mailboxes full", "reqps", "Messages that an actor had no room for, by link.", [(rate("headwater_edge_mailboxes_full_total", by="link"), "{{link}}")]),
         ]),
         ("Upstream", [

@@ -194,7 +194,7 @@ class Session {
     if (video.srcObject !== shown) video.srcObject = shown;
   }
 
-  /** Whether the edge still knows the session: true, false, or undefined when it does not answer. */
+  /** Whether an edge still knows the session: true, false, or undefined when none answers. 504: another one does, but not the one that had it. */
   async known(signal) {
     if (!this.url) return undefined;
     try {
@@ -202,7 +202,7 @@ class Session {
         headers: headers(), cache: 'no-store', signal: AbortSignal.any([signal, AbortSignal.timeout(2500)]),
       });
       if (response.ok) return true;
-      return response.status === 404 || response.status === 410 ? false : undefined;
+      return [404, 410, 504].includes(response.status) ? false : undefined;
     } catch {
       return undefined;
     }

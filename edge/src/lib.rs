@@ -96,6 +96,8 @@ pub struct Edge {
     announcer: JoinHandle<()>,
     load_gauge: JoinHandle<()>,
     replicas: Arbiter,
+    /// Answers what other edges hand here.
+    forwarded: Arbiter,
     report: Arc<EdgeReport>,
     drain: Arc<Drain>,
 }
@@ -161,17 +163,16 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
         Options::new(&config, passing),
         replicas.handle(),
     );
-    let grpc = port.map(|port| {
-        let options = replication::Options {
+    let replication = replication::service(
+        Arc::new(registry.clone()),
+        replication::Options {
             window: sender::Config::default(),
             subscribers_max: config.subscribers_max,
             feeding: feeding.clone(),
             metrics: metrics::REPLICATION,
             clock: node.clock.clone(),
-        };
-        let service = replication::service(Arc::new(registry.clone()), options);
-        port.serve(Routes::new(service), &node)
-    });
+        },
+    );
     let announcement = Announcement {
         role: Role::Edge,
         grpc_url: grpc_url.unwrap_or_default(),
@@ -203,8 +204,14 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
         placement,
         drain: Arc::clone(&drain),
     };
-    let state = EdgeState::new(node, registry, shards, guests, config);
-    let http = match http::serve(Arc::new(state)) {
+    let state = EdgeState::new(node.clone(), registry, shards, guests, config);
+    let state = Arc::new(state);
+    let forwarded = Arbiter::new();
+    let grpc = port.map(|port| {
+        let sessions = http::forwarded_service(Arc::clone(&state), &forwarded.handle());
+        port.serve(Routes::new(replication).add_service(sessions), &node)
+    });
+    let http = match http::serve(state) {
         Ok(http) => http,
         Err(source) => {
             announcer.abort();
@@ -214,6 +221,7 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
                 grpc.stop().await;
             }
             replicas.stop();
+            forwarded.stop();
             return Err(StartError::Listen {
                 what: "HTTP",
                 address,
@@ -233,6 +241,7 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
         announcer,
         load_gauge,
         replicas,
+        forwarded,
         report,
         drain,
     })
@@ -281,6 +290,7 @@ impl Edge {
             grpc.stop().await;
         }
         self.replicas.stop();
+        self.forwarded.stop();
         info!("edge stopped");
     }
 }

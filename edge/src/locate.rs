@@ -73,7 +73,7 @@ async fn ask(node: &Node, origin: &str) -> Vec<WireStream> {
     let connection = Connection::shared(node, origin);
     let answer = async {
         let mut client = connection
-            .client()
+            .replication()
             .await
             .map_err(|error| error.to_string())?;
         let answer = client.list_streams(ListStreamsRequest {}).await;

@@ -46,6 +46,12 @@ impl Placement {
             .filter(|there| here.should_send_to(&candidate(there, name)))
     }
 
+    /// The edge with this id, if it is another one that the directory knows.
+    pub(crate) fn edge(&self, id: &str) -> Option<NodeRecord> {
+        let mut nodes = self.node.directory.nodes().into_iter();
+        nodes.find(|node| node.role == Role::Edge && node.id.as_str() == id)
+    }
+
     /// Where a viewer asks the other edge for this stream itself; `None` if it can't be reached past the address they share, as behind an Ingress.
     pub(crate) fn url_at(&self, there: &NodeRecord, name: &StreamName) -> Option<String> {
         let url = there.public_url.as_ref()?.trim_end_matches('/');

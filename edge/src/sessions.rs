@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use headwater_media::id::{Bitrate, StreamName};
+use headwater_media::id::{Bitrate, NodeId, StreamName};
 use headwater_media::sdp::IceCredentials;
 use headwater_node::clock::Clock;
 use metrics::gauge;
@@ -23,16 +23,23 @@ use crate::http::metrics::SESSIONS;
 use crate::link_memory::{self, LinkMemory};
 use crate::shard::{Counters, EndReason, Layers, NO_RENDITION, ShardHandle, ViewerId, ViewerState};
 
-/// The part of a session URL that nobody can guess: 128 bits of a CSPRNG in hex. It is a capability, so it stays out of logs.
+/// The last part of a session URL: the edge that has the session, `~`, and what nobody can guess: 128 bits of a CSPRNG in hex. It is a
+/// capability, so it stays out of logs.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct SessionId(Arc<str>);
 
 impl SessionId {
-    /// A new one.
-    pub fn random() -> Self {
+    /// A new one of this edge.
+    pub fn random(edge: &NodeId) -> Self {
         let mut bytes = [0; 16];
         rand::rng().fill_bytes(&mut bytes);
-        Self(hex(&bytes).into())
+        Self(format!("{edge}~{}", hex(&bytes)).into())
+    }
+
+    /// The edge that a session URL's last part names, if it does.
+    pub(crate) fn edge(text: &str) -> Option<&str> {
+        // A node id has no such character.
+        text.split_once('~').map(|(edge, _)| edge)
     }
 
     /// As it stands in the URL.

@@ -1,4 +1,4 @@
-//! gRPC connections to upstreams, shared by all subscriptions of a node.
+//! gRPC connections to other nodes, shared by all subscriptions and forwarded requests of a node.
 //!
 //! HTTP/2's flow control must never be what stops a stream: the connection's window is the sum of the windows of all calls it may
 //! carry, and subscribers read always. So a stalled call uses up its own window only.
@@ -11,6 +11,7 @@ use headwater_media::id::NodeId;
 use headwater_node::Node;
 use headwater_proto::convert::MESSAGE_BYTES_MAX;
 use headwater_proto::replication::replication_client::ReplicationClient;
+use headwater_proto::sessions::sessions_client::SessionsClient;
 use tokio::sync::OnceCell;
 use tonic::transport::{Channel, Endpoint};
 
@@ -30,7 +31,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection, or one that is being made. Lives as long as a subscription holds it.
+/// A connection, or one that is being made. Lives as long as a call holds it.
 #[derive(Debug)]
 pub(crate) struct Connection {
     key: Key,
@@ -70,13 +71,28 @@ impl Connection {
         })
     }
 
-    /// A client on it, once it is connected. Must run on the node's I/O runtime.
+    /// To subscribe to streams, once it is connected. Must run on the node's I/O runtime.
     ///
     /// # Errors
     /// If nobody answers there.
-    pub(crate) async fn client(
+    pub(crate) async fn replication(
         &self,
     ) -> Result<ReplicationClient<Channel>, tonic::transport::Error> {
+        let client = ReplicationClient::new(self.channel().await?);
+        Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX))
+    }
+
+    /// To hand viewers' requests on, otherwise the same.
+    ///
+    /// # Errors
+    /// If nobody answers there.
+    pub(crate) async fn sessions(
+        &self,
+    ) -> Result<SessionsClient<Channel>, tonic::transport::Error> {
+        Ok(SessionsClient::new(self.channel().await?))
+    }
+
+    async fn channel(&self) -> Result<Channel, tonic::transport::Error> {
         let channel = self
             .channel
             .get_or_try_init(|| async {
@@ -92,7 +108,7 @@ impl Connection {
                     .await
             })
             .await?;
-        Ok(ReplicationClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        Ok(channel.clone())
     }
 
     /// It broke, or its upstream is dead: whoever asks next gets another.

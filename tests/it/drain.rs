@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::browser::Browser;
 use super::harness::{
-    Answer, Cluster, Options, Picture, Publisher, Sound, Viewer, eventually, get, number, request,
-    seconds,
+    Answer, Cluster, Options, Picture, Publisher, Sound, Viewer, Wire, eventually, get, number,
+    request, seconds,
 };
 
 const STREAM: &str = "live/show";
@@ -37,11 +37,25 @@ fn freeze(report: &Value) -> f64 {
 
 #[test]
 fn all_edges_are_restarted_one_by_one_and_no_viewer_sees_it() {
-    let mut cluster = Cluster::fleet(1, 2, &options());
+    let cluster = Cluster::fleet(1, 2, &options());
+    restart_all(cluster, |cluster| {
+        cluster.edges().map(|edge| edge.http).collect()
+    });
+}
+
+#[test]
+fn nor_does_one_who_knows_a_single_address_for_all_edges() {
+    let mut cluster = Cluster::fleet(1, 2, &Options::default());
+    let wire = Wire::among(cluster.edges().map(|edge| edge.http).collect());
+    restart_all(cluster, |_| vec![wire.port()]);
+}
+
+/// Restarts all edges one by one while viewers watch, who ask at the ports that `ask_at` gives, and looks at what those saw.
+fn restart_all(mut cluster: Cluster, ask_at: impl FnOnce(&mut Cluster) -> Vec<u16>) {
     let _publisher = Publisher::start(&cluster.rtmp_url(STREAM), Picture::Test, Sound::Tone);
-    let urls: Vec<String> = cluster
-        .edges()
-        .map(|edge| format!("http://127.0.0.1:{}/whep/{STREAM}", edge.http))
+    let urls: Vec<String> = ask_at(&mut cluster)
+        .iter()
+        .map(|port| format!("http://127.0.0.1:{port}/whep/{STREAM}"))
         .collect();
     let mut watching: Vec<Viewer> = (0..4)
         .map(|i| Viewer::start(&urls[i % urls.len()], seconds(120), FLAGS))

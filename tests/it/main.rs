@@ -10,6 +10,7 @@ mod browser;
 mod chaos;
 mod drain;
 mod failover;
+mod forward;
 mod ladder;
 mod operations;
 mod overload;

@@ -11,7 +11,7 @@ use super::harness::{
     seconds,
 };
 
-const OFFER: &str = include_str!("../../media/src/sdp/testdata/chromium-156-stereo.sdp");
+pub(crate) const OFFER: &str = include_str!("../../media/src/sdp/testdata/chromium-156-stereo.sdp");
 const STREAM: &str = "/whep/live/demo";
 const SDP: (&str, &str) = ("Content-Type", "application/sdp");
 const JSON: (&str, &str) = ("Content-Type", "application/json");
@@ -79,7 +79,7 @@ impl Live {
 }
 
 /// A fragment with these credentials, as Chromium trickles.
-fn fragment(ufrag: &str, pwd: &str) -> String {
+pub(crate) fn fragment(ufrag: &str, pwd: &str) -> String {
     format!(
         "a=ice-ufrag:{ufrag}\r\na=ice-pwd:{pwd}\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\n\
          a=candidate:1 1 udp 2113937151 48a3c5da-bda6-493f-bbf6-68bd6c472087.local 39635 typ host\r\n\
@@ -87,7 +87,7 @@ fn fragment(ufrag: &str, pwd: &str) -> String {
     )
 }
 
-fn attribute<'a>(sdp: &'a str, key: &str) -> &'a str {
+pub(crate) fn attribute<'a>(sdp: &'a str, key: &str) -> &'a str {
     sdp.lines()
         .find_map(|line| {
             line.strip_prefix("a=")?

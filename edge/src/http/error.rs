@@ -178,6 +178,17 @@ impl Problem {
         .retry_after(5)
     }
 
+    /// 504: this edge is a gateway to the one that has the session, and that one doesn't answer. A player whose media has stopped, too, had better
+    /// join again.
+    pub(crate) fn edge_unreachable() -> Self {
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "edge-unreachable",
+            "Edge unreachable",
+            "the edge that has this session does not answer this one",
+        )
+    }
+
     /// 503 for whom there is no room. Those who are turned away together shouldn't all return together.
     fn full(kind: &'static str, detail: &str) -> Self {
         let mut problem = Self::unavailable(kind, detail);

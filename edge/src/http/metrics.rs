@@ -14,6 +14,8 @@ pub(crate) const JOIN: &str = "headwater_edge_join_seconds";
 /// See [`describe`].
 pub(crate) const ICE_RESTARTS: &str = "headwater_edge_ice_restarts_total";
 /// See [`describe`].
+pub(crate) const FORWARDED: &str = "headwater_edge_http_forwarded_total";
+/// See [`describe`].
 pub(crate) const SESSIONS: &str = "headwater_edge_sessions";
 
 /// Registers the help texts. Call once, after the recorder is installed.
@@ -23,20 +25,30 @@ pub(crate) fn describe() {
         CONNECTIONS_REFUSED,
         "HTTP connections closed because their address had too many"
     );
-    describe_counter!(JOINS, "WHEP offers, by result: ok, or the kind of problem");
+    describe_counter!(
+        JOINS,
+        "WHEP offers, by result: ok, redirected or forwarded to another edge, or the kind of problem"
+    );
     describe_histogram!(
         JOIN,
         Unit::Seconds,
         "accepted WHEP offers, by phase: offer (read and parsed), open (the stream), shard (viewer taken in), total"
     );
     describe_counter!(ICE_RESTARTS, "ICE restarts answered");
+    describe_counter!(
+        FORWARDED,
+        "requests handed to the edge that they are for, by result: ok (answered), refused, unreachable"
+    );
     describe_gauge!(SESSIONS, "WHEP sessions, connecting ones included");
     start_at_zero(&[CONNECTIONS_REFUSED, ICE_RESTARTS]);
+    start_at_zero_by(FORWARDED, "result", &["ok", "refused", "unreachable"]);
     start_at_zero_by(
         JOINS,
         "result",
         &[
             "ok",
+            "redirected",
+            "forwarded",
             "not-live",
             "full",
             "egress",

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ::metrics::counter;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServerHandle, Service as _, ServiceResponse};
-use actix_web::middleware::Compress;
+use actix_web::middleware::{Compress, from_fn};
 use actix_web::{App, Error, HttpRequest, HttpServer, ResponseError as _, web};
 use headwater_node::Node;
 use headwater_node::auth::Token;
@@ -33,6 +33,8 @@ mod body;
 mod cors;
 mod error;
 mod events;
+mod forward;
+mod forwarded;
 mod layer;
 pub mod limits;
 pub(crate) mod metrics;
@@ -41,6 +43,7 @@ mod whep;
 
 pub(crate) use api::record;
 use error::Problem;
+pub(crate) use forwarded::service as forwarded_service;
 pub(crate) use metrics::describe;
 
 /// A STUN or TURN server that players are told of (RFC 9725 section 4.6), `[[edge.ice_servers]]`.
@@ -111,8 +114,11 @@ impl EdgeState {
         self.node.shutdown.is_cancelled()
     }
 
-    /// Takes a token of the caller's address.
+    /// Takes a token of the caller's address, unless another edge has.
     fn admit(&self, request: &HttpRequest) -> Result<(), Problem> {
+        if forwarded::is(request) {
+            return Ok(());
+        }
         let Some(address) = peer(request) else {
             return Ok(());
         };
@@ -230,6 +236,7 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(
             web::resource("/whep/{app}/{stream}/{session}")
                 .name("whep_session")
+                .wrap(from_fn(forward::to_its_edge))
                 .route(web::patch().to(whep::patch))
                 .route(web::delete().to(whep::delete))
                 .route(web::get().to(whep::get_session))
@@ -242,6 +249,7 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(
             web::resource("/whep/{app}/{stream}/{session}/layer")
                 .name("whep_layer")
+                .wrap(from_fn(forward::to_its_edge))
                 .route(web::post().to(layer::post))
                 .route(web::get().to(layer::get))
                 .route(web::head().to(layer::get))
@@ -253,6 +261,7 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(
             web::resource("/whep/{app}/{stream}/{session}/events")
                 .name("whep_events")
+                .wrap(from_fn(forward::to_its_edge))
                 .route(web::post().to(events::post))
                 .route(web::get().to(events::get))
                 .route(web::delete().to(events::delete))

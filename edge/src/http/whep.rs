@@ -4,19 +4,19 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderName};
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use headwater_media::id::StreamName;
 use headwater_media::sdp::{Fragment, IceCredentials, Local, OFFER_BYTES_MAX, Offer};
+use headwater_node::directory::NodeRecord;
 use metrics::{counter, histogram};
 use rand::Rng;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::error::Problem;
-use super::{EdgeState, auth, body, cors, events, millis, peer, preference};
+use super::{EdgeState, auth, body, cors, events, forward, forwarded, millis, peer, preference};
 use crate::sessions::{IceSession, Session, SessionId};
 use crate::shard::tag::ICE_CHARS;
 use crate::shard::{
@@ -49,15 +49,25 @@ pub(super) async fn post(
 ) -> Result<HttpResponse, Problem> {
     let result = join(&request, &path, payload, &state).await;
     let label = match &result {
-        Ok(answer) if answer.status() == StatusCode::TEMPORARY_REDIRECT => "redirected",
-        Ok(_) => "ok",
+        Ok(Joined::Here(_)) => "ok",
+        Ok(Joined::Redirected(_)) => "redirected",
+        Ok(Joined::Forwarded(_)) => "forwarded",
         Err(problem) => {
             debug!(peer = ?peer(&request), app = %path.0, stream = %path.1, %problem, "join refused");
             problem.kind
         }
     };
     counter!(super::metrics::JOINS, "result" => label).increment(1);
-    result
+    result.map(
+        |(Joined::Here(answer) | Joined::Redirected(answer) | Joined::Forwarded(answer))| answer,
+    )
+}
+
+/// Who serves a newcomer: this edge, another one where the player shall ask itself, or another one that was asked for it.
+enum Joined {
+    Here(HttpResponse),
+    Redirected(HttpResponse),
+    Forwarded(HttpResponse),
 }
 
 async fn join(
@@ -65,15 +75,16 @@ async fn join(
     path: &(String, String),
     payload: Payload,
     state: &Data<EdgeState>,
-) -> Result<HttpResponse, Problem> {
+) -> Result<Joined, Problem> {
     let clock = &state.node.clock;
     let start = clock.now();
     state.admit(request)?;
     let name = name(&path.0, &path.1)?;
     auth::check(state.config.play_token.as_ref(), request)?;
     // Before anything is done for who can't be taken: a storm of joins must not cost those who watch.
-    if let Some(elsewhere) = place(request, state, &name)? {
-        return Ok(elsewhere);
+    let place = place(request, state, &name)?;
+    if let Place::Redirect(there) = place {
+        return Ok(Joined::Redirected(there));
     }
     if !body::is_type(request, SDP) {
         return Err(Problem::media_type(SDP));
@@ -82,7 +93,15 @@ async fn join(
     if preference.assumed.is_none() {
         preference.assumed = peer(request).and_then(|peer| state.sessions.assumed_link(peer));
     }
-    let offer = Offer::parse(&text(request, payload, state).await?)?;
+    let text = text(request, payload, state).await?;
+    if let Place::Forward { there, refused } = place {
+        match forward::send(request, text.clone(), state, &there).await {
+            Ok(answer) => return Ok(Joined::Forwarded(answer)),
+            // There was room here, if not much.
+            Err(_) => refused?,
+        }
+    }
+    let offer = Offer::parse(&text)?;
     let parsed = clock.now();
 
     let open = state.registry.open(&name).await?;
@@ -96,7 +115,7 @@ async fn join(
     let shard = state.shards.pick(opened)?;
     let viewer = state.sessions.next_viewer();
     let counters = Arc::new(Counters::default());
-    let id = SessionId::random();
+    let id = SessionId::random(&state.node.id);
     let ice = IceSession::new(IceCredentials {
         ufrag: negotiation.negotiated.remote_ufrag.clone(),
         pwd: negotiation.negotiated.remote_pwd.clone(),
@@ -165,22 +184,27 @@ async fn join(
         shard_ms = millis(opened, end),
         "viewer joined"
     );
-    Ok(created(
-        state,
-        &name,
-        &id,
-        &etag,
-        &negotiation.answer(&local),
-    ))
+    let answer = negotiation.answer(&local);
+    let answer = created(state, &name, &id, &etag, &answer);
+    Ok(Joined::Here(answer))
 }
 
-/// Sends a player on that can't be served here, or better elsewhere, if it can get there: 307, so that it repeats its POST (conformance with
-/// RFC 9725 section 4.5). One that was sent here stays, or nobody would have it.
-fn place(
-    request: &HttpRequest,
-    state: &EdgeState,
-    name: &StreamName,
-) -> Result<Option<HttpResponse>, Problem> {
+/// Where a newcomer is served.
+enum Place {
+    Here,
+    /// At another edge, where the player can get itself.
+    Redirect(HttpResponse),
+    /// At another edge, which has no address of its own for players.
+    Forward {
+        there: NodeRecord,
+        /// Why it isn't served here, if it must not.
+        refused: Result<(), Problem>,
+    },
+}
+
+/// Finds a place for a player that can't be served here, or better elsewhere. If it can get there, it is told so: 307, so that it repeats its
+/// POST (conformance with RFC 9725 section 4.5). One that was sent or handed here stays, or nobody would have it.
+fn place(request: &HttpRequest, state: &EdgeState, name: &StreamName) -> Result<Place, Problem> {
     let now = state.node.clock.now();
     let refused = if state.draining() {
         Err(Problem::draining())
@@ -188,11 +212,9 @@ fn place(
         state.shards.pick(now).map(drop).map_err(Problem::from)
     };
     let query = request.query_string();
-    // Browsers and most others don't repeat a token at another host.
-    let stays = query.split('&').any(|pair| pair.starts_with(SENT_BY))
-        || request.headers().contains_key(header::AUTHORIZATION);
-    if stays {
-        return refused.map(|()| None);
+    let was_sent = query.split('&').any(|pair| pair.starts_with(SENT_BY));
+    if was_sent || forwarded::is(request) {
+        return refused.map(|()| Place::Here);
     }
     let placement = &state.placement;
     let there = match &refused {
@@ -202,21 +224,23 @@ fn place(
             placement.better(name, state.shards.load(now), has_stream)
         }
     };
-    let Some((there, url)) = there.and_then(|there| {
-        let url = placement.url_at(&there, name)?;
-        Some((there, url))
-    }) else {
-        return refused.map(|()| None);
+    let Some(there) = there else {
+        return refused.map(|()| Place::Here);
+    };
+    // Browsers and most others don't repeat a token at another host.
+    let movable = !request.headers().contains_key(header::AUTHORIZATION);
+    let url = placement.url_at(&there, name).filter(|_| movable);
+    let Some(url) = url else {
+        return Ok(Place::Forward { there, refused });
     };
     let separator = if query.is_empty() { "" } else { "&" };
     let location = format!("{url}?{query}{separator}{SENT_BY}{}", state.node.id);
     debug!(stream = %name, to = %there.id, "a viewer is sent to another edge");
-    Ok(Some(
-        HttpResponse::TemporaryRedirect()
-            .insert_header((header::LOCATION, location))
-            .insert_header((header::CACHE_CONTROL, "no-store"))
-            .finish(),
-    ))
+    let redirect = HttpResponse::TemporaryRedirect()
+        .insert_header((header::LOCATION, location))
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .finish();
+    Ok(Place::Redirect(redirect))
 }
 
 /// `PATCH /whep/{app}/{stream}/{session}`: trickled candidates, or an ICE restart (RFC 9725 section 4.3).

@@ -74,7 +74,7 @@ impl Leg {
         } else {
             SUBSCRIBE_TIMEOUT
         };
-        let mut client = match tokio::time::timeout(patience, connection.client()).await {
+        let mut client = match tokio::time::timeout(patience, connection.replication()).await {
             Ok(Ok(client)) => client,
             Err(_) => {
                 debug!(upstream = url, "no connection in time");

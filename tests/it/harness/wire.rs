@@ -11,7 +11,7 @@ use super::pause;
 /// How soon a cut is noticed.
 const TURN: Duration = Duration::from_millis(20);
 
-/// Carries TCP connections to a port of this machine until it is dropped.
+/// Carries TCP connections to ports of this machine until it is dropped.
 pub(crate) struct Wire {
     shared: Arc<Shared>,
     port: u16,
@@ -28,6 +28,11 @@ struct Shared {
 impl Wire {
     /// To `port`.
     pub(crate) fn to(port: u16) -> Self {
+        Self::among(vec![port])
+    }
+
+    /// To each of `ports` in turn, past those where nobody listens: a load balancer without affinity.
+    pub(crate) fn among(mut ports: Vec<u16>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let own = listener.local_addr().expect("bound").port();
         listener.set_nonblocking(true).expect("a socket");
@@ -36,7 +41,10 @@ impl Wire {
         std::thread::spawn(move || {
             while !seen.stop.load(Ordering::Relaxed) {
                 match listener.accept() {
-                    Ok((near, _)) => carry(near, port, &seen),
+                    Ok((near, _)) => {
+                        carry(near, &ports, &seen);
+                        ports.rotate_left(1);
+                    }
                     Err(_) => pause(TURN),
                 }
             }
@@ -67,7 +75,7 @@ impl Drop for Wire {
     }
 }
 
-fn carry(near: TcpStream, port: u16, shared: &Arc<Shared>) {
+fn carry(near: TcpStream, ports: &[u16], shared: &Arc<Shared>) {
     let healed = shared.healed.load(Ordering::Relaxed);
     if shared.cut.load(Ordering::Relaxed) {
         // Nobody answers; it is closed when the way is free again.
@@ -80,7 +88,8 @@ fn carry(near: TcpStream, port: u16, shared: &Arc<Shared>) {
         });
         return;
     }
-    let Ok(far) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else {
+    let connect = |port: &u16| TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).ok();
+    let Some(far) = ports.iter().find_map(connect) else {
         return;
     };
     for (from, to) in [(&near, &far), (&far, &near)] {
