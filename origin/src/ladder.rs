@@ -24,6 +24,7 @@ mod config;
 mod gop;
 mod link;
 mod output;
+mod rating;
 mod run;
 mod rungs;
 mod source;

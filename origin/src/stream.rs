@@ -364,7 +364,7 @@ impl Handler<End> for StreamActor {
 impl Handler<Deliver> for StreamActor {
     type Result = ();
 
-    fn handle(&mut self, message: Deliver, _: &mut Self::Context) {
+    fn handle(&mut self, message: Deliver, ctx: &mut Self::Context) {
         if self.outdated(message.epoch) {
             return;
         }
@@ -387,7 +387,12 @@ impl Handler<Deliver> for StreamActor {
                     let _ = transcoder.push(Arc::clone(&unit));
                 }
                 self.ladder.handle_unit(&unit);
-                self.emit(unit);
+                // That there are B-frames, the pictures tell.
+                if self.core.poll_changed() {
+                    self.tell_info();
+                    self.tell_ladder(ctx);
+                }
+                self.tell(&Item::Unit(unit));
             }
             Err(dropped) => self.count_drop(dropped),
         }

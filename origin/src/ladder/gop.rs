@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headwater_media::id::Epoch;
+use headwater_media::id::{Bitrate, Epoch};
 use headwater_media::time::MediaTime;
 use headwater_media::unit::AccessUnit;
 
@@ -16,6 +16,9 @@ const SPAN_MAX: Duration = Duration::from_secs(20);
 /// Pictures from which a frame rate is told (count): so many, or fewer that lie over [`RATED_SPAN`].
 const RATED: usize = 8;
 const RATED_SPAN: Duration = Duration::from_secs(1);
+
+/// From one keyframe to the next, as most publishers are set (milliseconds).
+const KEYFRAME_INTERVAL_MS: u128 = 2000;
 
 /// Pictures over which it is measured (count).
 const RECENT: usize = 61;
@@ -84,6 +87,23 @@ impl Gop {
         let span = last.since(first);
         let known = !span.is_zero() && (self.recent.len() >= RATED || span >= RATED_SPAN);
         known.then(|| (self.recent.len() - 1) as f64 / span.as_secs_f64())
+    }
+
+    /// Bits per second as the newest GOP so far lets expect; none until known. Its keyframe, which may be as large as all the
+    /// rest, counts as one in [`KEYFRAME_INTERVAL_MS`].
+    pub(crate) fn bitrate(&self) -> Option<Bitrate> {
+        self.frame_rate()?;
+        let (first, last) = (self.units.first()?, self.units.last()?);
+        let millis = last.dts.since(first.dts).as_millis();
+        let keyframe = first.payload.len();
+        let per_second = |bytes: usize, millis: u128| {
+            let bits = u128::try_from(bytes).ok()? * 8;
+            u64::try_from((bits * 1000).checked_div(millis)?).ok()
+        };
+        let others = per_second(self.bytes - keyframe, millis)?;
+        Some(Bitrate(
+            others + per_second(keyframe, KEYFRAME_INTERVAL_MS)?,
+        ))
     }
 }
 

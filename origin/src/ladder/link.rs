@@ -22,6 +22,9 @@ use crate::ladder::source::Source;
 /// A publisher's rate is not believed before it has published for so long: its first keyframe would count for too much.
 const RATE_AFTER: Duration = Duration::from_secs(1);
 
+/// See [`Source::young`].
+const YOUNG: Duration = Duration::from_secs(10);
+
 /// See the module.
 pub(crate) struct Link {
     shared: Shared,
@@ -90,9 +93,9 @@ impl Link {
         if !self.enabled() || (self.running.is_none() && !demanded) {
             return;
         }
-        let rated = since.is_some_and(|at| now.saturating_duration_since(at) >= RATE_AFTER);
+        let age = since.map(|since| now.saturating_duration_since(since));
         let facts = Facts {
-            source: self.source(info, rated),
+            source: self.source(info, age.unwrap_or_default()),
             demanded,
         };
         if let Some(running) = &mut self.running {
@@ -213,8 +216,8 @@ impl Link {
         })
     }
 
-    /// What there is to make renditions of.
-    fn source(&self, info: &StreamInfo, rated: bool) -> Option<Source> {
+    /// What there is to make renditions of, after so long.
+    fn source(&self, info: &StreamInfo, age: Duration) -> Option<Source> {
         let track = info.track(TrackId::SOURCE_VIDEO)?;
         let Configuration::H264(configuration) = track.configuration.as_ref() else {
             return None;
@@ -232,7 +235,12 @@ impl Link {
             epoch: info.epoch,
             configuration: configuration.clone(),
             configuration_id: track.configuration_id,
-            bitrate: if rated { track.bitrate } else { Bitrate(0) },
+            bitrate: if age >= RATE_AFTER {
+                track.bitrate
+            } else {
+                Bitrate(0)
+            },
+            young: age < YOUNG,
             reordered: track.reordered,
             has_lower,
         })

@@ -42,6 +42,8 @@ pub(super) struct Run {
     pub(super) feeding: Feeding,
     pub(super) caught_up: bool,
     pub(super) yielded: bool,
+    /// Its rungs don't fit the source any more: another child takes over at the next keyframe.
+    pub(super) outgrown: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,6 +11,8 @@ pub(crate) struct Source {
     pub(crate) configuration_id: u32,
     /// Measured; zero until known.
     pub(crate) bitrate: Bitrate,
+    /// Its publisher has just come: darkness or a title, with which many begin, has less than what follows.
+    pub(crate) young: bool,
     /// It has B-frames.
     pub(crate) reordered: bool,
     /// The publisher sends smaller renditions itself.

@@ -3,7 +3,8 @@
 //! A child runs while somebody would take its renditions, and for the lingering time after. It begins with the newest GOP, so that
 //! renditions are there at once. What it yields gets the times of its source, and each rendition begins with a keyframe, later than all
 //! that went out of it before. When it ends, its renditions go, so that viewers are moved, and it is started again: soon the first time,
-//! then ever later. One that lags (no CPU) gets no more until it has caught up, and then goes on at a keyframe of the source.
+//! then ever later. One that lags (no CPU) gets no more until it has caught up, and then goes on at a keyframe of the source. One whose rungs
+//! no longer fit the source's bitrate is replaced at a keyframe.
 //!
 //! Feed it (`handle_*`), then take [`Supervisor::poll_output`] until none, then ask [`Supervisor::poll_timeout`].
 
@@ -23,6 +24,7 @@ use crate::ladder::arguments::arguments;
 use crate::ladder::config::Config;
 use crate::ladder::gop::Gop;
 use crate::ladder::output::{Dropped, Failure, Output, State, Status};
+use crate::ladder::rating::Rating;
 use crate::ladder::run::{Feeding, Run, RungState};
 use crate::ladder::rungs::{self, Rung, rungs};
 use crate::ladder::source::Source;
@@ -48,6 +50,7 @@ pub(crate) struct Supervisor {
     /// Until when it is wanted; none: as long as the viewers are there.
     lingers_until: Option<Instant>,
     gop: Gop,
+    rating: Rating,
     run: Option<Run>,
     generation: u64,
     backoff: Backoff,
@@ -80,6 +83,7 @@ impl Supervisor {
             source: None,
             lingers_until: None,
             gop: Gop::default(),
+            rating: Rating::default(),
             run: None,
             generation: 0,
             backoff: Backoff::seeded(first, max, backoff_seed),
@@ -118,7 +122,22 @@ impl Supervisor {
         if outdated {
             self.stop();
         }
+        if let Some(source) = &self.source {
+            self.rating.handle_source(source, &self.gop);
+        }
+        self.judge(now);
         self.advance(now);
+    }
+
+    /// Sees whether the child still fits its source.
+    fn judge(&mut self, now: Instant) {
+        let Some((_, wanted)) = self.plan() else {
+            return;
+        };
+        if let Some(run) = self.run.as_mut().filter(|run| run.caught_up) {
+            let made = run.rungs.iter().map(|state| &state.rung);
+            run.outgrown |= self.rating.judge(now, made, &wanted);
+        }
     }
 
     /// The next picture of the source.
@@ -142,6 +161,9 @@ impl Supervisor {
             }
         }
         self.gop.push(unit);
+        if unit.keyframe && self.run.as_ref().is_some_and(|run| run.outgrown) {
+            self.stop();
+        }
         self.feed(now, unit, true);
         if self.run.as_ref().is_some_and(|run| run.late(now)) {
             self.withdraw();
@@ -386,12 +408,12 @@ impl Supervisor {
     /// The rungs to make, once enough is known of the source.
     fn plan(&self) -> Option<(rungs::Source, Vec<Rung>)> {
         let source = self.source.as_ref()?;
-        let frame_rate = self.gop.frame_rate()?;
+        let (frame_rate, bitrate) = self.rating.rates(source, &self.gop)?;
         let source = rungs::Source {
             width: source.configuration.width,
             height: source.configuration.height,
             frame_rate,
-            bitrate: Some(source.bitrate).filter(|bitrate| bitrate.0 > 0)?,
+            bitrate,
             reordered: source.reordered,
             has_lower: source.has_lower,
         };
@@ -433,6 +455,7 @@ impl Supervisor {
             feeding: Feeding::On,
             caught_up: false,
             yielded: false,
+            outgrown: false,
         });
         for unit in self.gop.units() {
             self.feed(now, &unit, false);

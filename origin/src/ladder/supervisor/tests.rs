@@ -31,6 +31,7 @@ fn source() -> Source {
         configuration: configuration(),
         configuration_id: 0,
         bitrate: Bitrate(2_500_000),
+        young: false,
         reordered: false,
         has_lower: false,
     }
@@ -459,23 +460,85 @@ fn b_frames_found_later_make_a_ladder_with_a_repaired_source() {
     };
     bench.core.handle_source(bench.now, Some(same));
     bench.play(1);
-    assert_eq!(bench.starts.len(), 2, "another rate is no reason");
+    assert_eq!(bench.starts.len(), 2, "one reading is no reason");
+    bench.check();
+}
+
+#[test]
+fn with_b_frames_a_child_starts_by_the_first_pictures_and_is_replaced_if_they_misled() {
+    let mut bench = Bench::new();
+    let dark = Source {
+        bitrate: Bitrate(0),
+        young: true,
+        reordered: true,
+        ..source()
+    };
+    bench.core.handle_source(bench.now, Some(dark.clone()));
+    bench.play(12);
+    assert_eq!(bench.starts.len(), 1);
+    let repaired = |bench: &Bench| bench.core.status().rungs[0].bitrate;
+    let begun = repaired(&bench).0;
+    assert!(
+        (1_104_000..1_106_000).contains(&begun),
+        "720p in motion: {begun}"
+    );
+    let light = Source {
+        bitrate: Bitrate(2_500_000),
+        young: false,
+        ..dark
+    };
+    for _ in 0..9 {
+        bench.play(30);
+        bench.core.handle_source(bench.now, Some(light.clone()));
+    }
+    assert_eq!(bench.starts.len(), 2);
+    assert_eq!(repaired(&bench), Bitrate(2_500_000));
+    assert_eq!(bench.removed, [], "nobody is moved for it");
+    // Each picture once, one after the other, from the keyframe on.
+    let times: Vec<i64> = bench
+        .of("720p")
+        .iter()
+        .map(|unit| unit.pts.ticks())
+        .collect();
+    let expected: Vec<i64> = (0..)
+        .map(|number| number * FRAME)
+        .take(times.len())
+        .collect();
+    assert_eq!(times, expected);
+    // It grows more patient: a clip whose scenes differ must not cost a pause with each.
+    let louder = Source {
+        bitrate: Bitrate(6_000_000),
+        ..light
+    };
+    for _ in 0..12 {
+        bench.play(30);
+        bench.core.handle_source(bench.now, Some(louder.clone()));
+    }
+    assert_eq!(bench.starts.len(), 2);
     bench.check();
 }
 
 #[test]
 fn a_publisher_that_returns_finds_its_ladder_again() {
     let mut bench = Bench::new();
-    bench.play(90);
+    bench.play(60);
+    bench.core.handle_source(bench.now, Some(source()));
+    bench.play(30);
     bench.core.handle_source(bench.now, None);
     bench.pump();
     assert!(bench.child.is_none());
     assert_eq!(bench.removed, [], "viewers stay on their rendition");
     bench.pass(Duration::from_secs(3));
-    bench.core.handle_source(bench.now, Some(source()));
+    // Its rate is that of the one before until it is measured.
+    let unrated = Source {
+        bitrate: Bitrate(0),
+        ..source()
+    };
+    bench.core.handle_source(bench.now, Some(unrated));
     bench.sequence = 120;
-    bench.play(60);
+    bench.play(1);
     assert_eq!(bench.starts.len(), 2);
+    bench.play(59);
     assert_eq!(
         bench.of("480p").last().map(|unit| unit.pts.ticks()),
         Some(179 * FRAME)
