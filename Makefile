@@ -63,6 +63,7 @@ lint: ## Formatting, clippy and documentation, all without a warning
 	node --check edge/player/player.js
 	node --check edge/player/events.js
 	node --check edge/player/quality.js
+	node --check node/ui/admin.js
 
 fmt: ## Format the code
 	cargo fmt --all

@@ -50,7 +50,7 @@ use headwater_media::tree;
 use headwater_node::Node;
 use headwater_node::admin::Report;
 use headwater_node::announce::{self, Announcement, Reading};
-use headwater_node::directory::Role;
+use headwater_node::directory::{NodeRecord, Role};
 use headwater_node::grpc::{Bound, GrpcServer};
 use headwater_node::replication::{self, Feeding};
 use tokio::task::JoinHandle;
@@ -65,7 +65,7 @@ use crate::locate::LiveStream;
 use crate::placement::Placement;
 use crate::registry::{Options, Registry};
 use crate::sessions::Sessions;
-use crate::shard::{Shards, Threads};
+use crate::shard::{Shards, Threads, ViewerId};
 
 /// Why an edge did not start.
 #[derive(Debug, thiserror::Error)]
@@ -178,7 +178,7 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
         grpc_url: grpc_url.unwrap_or_default(),
         public_url: config.public_url.clone(),
     };
-    let announcer = announce::spawn(&node, announcement, {
+    let announcer = announce::spawn(&node, announcement.clone(), {
         let (shards, clock) = (shards.clone(), node.clock.clone());
         let sessions = Arc::clone(&sessions);
         move || {
@@ -193,6 +193,8 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
         node: node.clone(),
         registry: registry.clone(),
         sessions: Arc::clone(&sessions),
+        shards: shards.clone(),
+        announcement,
     });
     let address = config.http;
     let placement = Placement::new(node.clone(), config.public_url.clone());
@@ -316,9 +318,22 @@ struct EdgeReport {
     node: Node,
     registry: Registry,
     sessions: Arc<Sessions>,
+    shards: Shards,
+    announcement: Announcement,
 }
 
 impl EdgeReport {
+    /// Viewers as the API shows them, with the names of what they get.
+    fn viewers(&self) -> Vec<serde_json::Value> {
+        let infos = self.registry.streams().into_iter();
+        let infos: HashMap<_, _> = infos.map(|info| (info.name.clone(), info)).collect();
+        self.sessions.records(|stream, track| {
+            let tracks = &infos.get(stream)?.tracks;
+            let track = tracks.iter().find(|known| u32::from(known.id.0) == track)?;
+            Some(Arc::clone(&track.rendition))
+        })
+    }
+
     fn records(&self) -> Vec<serde_json::Value> {
         let viewers: HashMap<_, _> = self.sessions.by_stream();
         let mut infos = self.registry.streams();
@@ -349,6 +364,18 @@ impl Report for EdgeReport {
     }
 
     fn viewers(&self) -> BoxFuture<'_, Vec<serde_json::Value>> {
-        std::future::ready(self.sessions.records()).boxed()
+        std::future::ready(self.viewers()).boxed()
+    }
+
+    fn node(&self) -> BoxFuture<'_, NodeRecord> {
+        let reading = Reading {
+            load: self.shards.load(self.node.clock.now()).min(1.0),
+            streams: self.sessions.streams(),
+        };
+        std::future::ready(self.announcement.record(&self.node, reading)).boxed()
+    }
+
+    fn kick_viewer(&self, viewer: u64) -> bool {
+        self.sessions.kick(ViewerId(viewer))
     }
 }

@@ -208,12 +208,30 @@ impl Sessions {
         streams.into_iter().map(|(name, _)| name).collect()
     }
 
-    /// All sessions as API records, by viewer number. Nothing in them opens a session URL.
-    pub fn records(&self) -> Vec<serde_json::Value> {
+    /// Ends a viewer as an operator wants it; false if there is none of that number (any more).
+    pub fn kick(&self, viewer: ViewerId) -> bool {
+        let table = self.table();
+        let id = table.viewers.get(&viewer);
+        let session = id.and_then(|id| table.sessions.get(id)).cloned();
+        drop(table);
+        let Some(session) = session else {
+            return false;
+        };
+        let was_there = self.ended(viewer, EndReason::Kicked);
+        session.shard.leave(viewer, EndReason::Kicked);
+        was_there
+    }
+
+    /// All sessions as API records, by viewer number; `rendition` names a stream's track. Nothing in them opens a session URL.
+    pub fn records(
+        &self,
+        rendition: impl Fn(&StreamName, u32) -> Option<Arc<str>>,
+    ) -> Vec<serde_json::Value> {
         let now = self.clock.now();
         let mut sessions: Vec<_> = self.table().sessions.values().cloned().collect();
         sessions.sort_by_key(|session| session.viewer);
-        sessions.iter().map(|session| session.record(now)).collect()
+        let record = |session: &Arc<Session>| session.record(now, &rendition);
+        sessions.iter().map(record).collect()
     }
 
     fn links(&self) -> MutexGuard<'_, LinkMemory> {
@@ -227,7 +245,11 @@ impl Sessions {
 }
 
 impl Session {
-    fn record(&self, now: Instant) -> serde_json::Value {
+    fn record(
+        &self,
+        now: Instant,
+        rendition: impl Fn(&StreamName, u32) -> Option<Arc<str>>,
+    ) -> serde_json::Value {
         let counters = &self.counters;
         let read = |value: &AtomicU64| value.load(Ordering::Relaxed);
         let rtt = Some(read(&counters.rtt_micros)).filter(|micros| *micros > 0);
@@ -251,6 +273,7 @@ impl Session {
             "receive_bits_per_second": read(&counters.receive_rate),
             "estimate_bits_per_second": read(&counters.estimate),
             "track": track,
+            "rendition": track.and_then(|track| rendition(&self.stream, track)).as_deref(),
             "switches": read(&counters.switches),
         })
     }

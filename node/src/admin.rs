@@ -5,12 +5,19 @@
 //! | `/healthz` | 200 while the process runs and its main thread turns |
 //! | `/readyz` | 200 when every role can work, else 503 with the reason |
 //! | `/metrics` | Prometheus text |
+//! | `/admin` | the page for operators, made of what follows |
+//! | `/api/v1/nodes` | this node's roles, then the others that the directory knows |
 //! | `/api/v1/streams`, `/api/v1/viewers` | what the roles of this node know, merged |
 //! | `POST /api/v1/drain` | as SIGTERM: the node takes nobody new, lets its viewers go elsewhere and stops |
+//! | `POST /api/v1/viewers/{id}/kick` | ends that viewer's session; it may join again |
+//! | `POST /api/v1/streams/{app}/{stream}/kick` | makes the stream's publisher leave, which may come back, too |
 //! | `/api/v1/publish-config/{app}/{stream}` | what OBS is to send as that stream, if a role takes publishers |
 //!
 //! Errors are `application/problem+json` (RFC 9457). The port is for operators and the cluster, not for viewers: it has no
-//! access control of its own.
+//! access control of its own, but takes no commands from pages other than its own.
+
+mod commands;
+mod page;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +33,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tracing::warn;
 
+use crate::directory::NodeRecord;
 use crate::node::Node;
 use crate::telemetry::{self, Metrics};
 
@@ -40,11 +48,24 @@ pub trait Report: Send + Sync {
     /// If it can't. A directory that is away is no reason: known streams go on (static stability).
     fn ready(&self) -> Result<(), String>;
 
+    /// What it says of itself.
+    fn node(&self) -> BoxFuture<'_, NodeRecord>;
+
     /// One JSON object per live stream, with at least `name`.
     fn streams(&self) -> BoxFuture<'_, Vec<Value>>;
 
     /// One JSON object per viewer, with at least `id` and `stream`.
     fn viewers(&self) -> BoxFuture<'_, Vec<Value>>;
+
+    /// Ends a viewer's session; false if there is none of that number.
+    fn kick_viewer(&self, _: u64) -> bool {
+        false
+    }
+
+    /// Makes a stream's publisher leave; false if there is none here.
+    fn kick_publisher(&self, _: StreamName) -> BoxFuture<'_, bool> {
+        Box::pin(std::future::ready(false))
+    }
 
     /// The document by which OBS sends this stream with several renditions; none from roles that take no publishers.
     fn publish_config(&self, _: &StreamName, _: &PublishConfigRequest) -> Option<Value> {
@@ -107,6 +128,25 @@ impl PublishConfigRequest {
     }
 }
 
+/// Settings of the admin port, `[admin]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Names under which operators open its page, without a port. By addresses and as `localhost` it is always known.
+    pub hosts: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 9600)),
+            hosts: Vec::new(),
+        }
+    }
+}
+
 /// How long a role may take to answer; probes of Kubernetes give up after one second by default.
 const REPORT_DEADLINE: Duration = Duration::from_millis(900);
 
@@ -135,6 +175,7 @@ pub struct StartError {
 
 struct State {
     node: Node,
+    hosts: Vec<String>,
     roles: Vec<Arc<dyn Report>>,
     metrics: Metrics,
     panics: Mutex<PanicWindow>,
@@ -145,11 +186,12 @@ struct State {
 /// # Errors
 /// If the address can't be bound.
 pub fn start(
-    listen: SocketAddr,
+    config: Config,
     node: Node,
     metrics: Metrics,
     roles: Vec<Arc<dyn Report>>,
 ) -> Result<Admin, StartError> {
+    let Config { listen, hosts } = config;
     let failed = |source| StartError {
         addr: listen,
         source,
@@ -163,6 +205,7 @@ pub fn start(
     });
     let state = web::Data::new(State {
         node,
+        hosts,
         roles,
         metrics,
         panics,
@@ -214,6 +257,24 @@ async fn keep_up(metrics: Metrics) {
 
 fn routes(config: &mut web::ServiceConfig) {
     let get_only = || web::route().to(method_not_allowed);
+    for (path, content_type, body) in page::FILES {
+        let answer = move || std::future::ready(page::file(content_type, body));
+        let files = resource(path, web::get().to(answer)).route(web::head().to(answer));
+        config.service(files.default_service(get_only()));
+    }
+    for (path, command) in [
+        ("/api/v1/drain", web::post().to(commands::drain)),
+        (
+            "/api/v1/viewers/{id}/kick",
+            web::post().to(commands::kick_viewer),
+        ),
+        (
+            "/api/v1/streams/{app}/{stream}/kick",
+            web::post().to(commands::kick_publisher),
+        ),
+    ] {
+        config.service(resource(path, command).default_service(web::route().to(post_only)));
+    }
     config
         .service(
             resource("/healthz", web::get().to(healthz))
@@ -228,13 +289,7 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(resource("/metrics", web::get().to(metrics)).default_service(get_only()))
         .service(resource("/api/v1/streams", web::get().to(streams)).default_service(get_only()))
         .service(resource("/api/v1/viewers", web::get().to(viewers)).default_service(get_only()))
-        .service(
-            web::resource("/api/v1/drain")
-                .route(web::post().to(drain))
-                .default_service(web::route().to(|| async {
-                    problem(StatusCode::METHOD_NOT_ALLOWED, "method", "this takes POST")
-                })),
-        )
+        .service(resource("/api/v1/nodes", web::get().to(nodes)).default_service(get_only()))
         .service(
             resource(
                 "/api/v1/publish-config/{app}/{stream}",
@@ -270,10 +325,31 @@ async fn metrics(state: web::Data<State>) -> HttpResponse {
         .body(state.metrics.render())
 }
 
+async fn nodes(state: web::Data<State>) -> HttpResponse {
+    let asked = state.roles.iter().map(|role| role.node());
+    let Some(own) = answers(asked).await else {
+        return too_slow();
+    };
+    let mut others = state.node.directory.nodes();
+    // Our own are there, too, but not as fresh.
+    others.retain(|node| own.iter().all(|own| own.id != node.id));
+    others.sort_by(|a, b| a.id.cmp(&b.id));
+    let own = own.iter().map(|node| (node, true));
+    let others = others.iter().map(|node| (node, false));
+    let described = own.chain(others).map(|(node, here)| {
+        let mut value = json!(node);
+        if let Some(fields) = value.as_object_mut() {
+            fields.insert("here".to_owned(), here.into());
+        }
+        value
+    });
+    state.list("nodes", described.collect())
+}
+
 async fn streams(state: web::Data<State>) -> HttpResponse {
     let asked = state.roles.iter().map(|role| role.streams());
     match answers(asked).await {
-        Some(lists) => list("streams", merge_by_name(lists)),
+        Some(lists) => state.list("streams", merge_by_name(lists)),
         None => too_slow(),
     }
 }
@@ -281,25 +357,9 @@ async fn streams(state: web::Data<State>) -> HttpResponse {
 async fn viewers(state: web::Data<State>) -> HttpResponse {
     let asked = state.roles.iter().map(|role| role.viewers());
     match answers(asked).await {
-        Some(lists) => list("viewers", lists.concat()),
+        Some(lists) => state.list("viewers", lists.concat()),
         None => too_slow(),
     }
-}
-
-async fn drain(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
-    // A page that an operator has open could send this, too. Browsers say that it comes from one; comparing with our own name would not help
-    // against one that had its name point here.
-    let headers = request.headers();
-    let foreign = headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site");
-    if foreign {
-        let detail = "this is not for pages";
-        return problem(StatusCode::FORBIDDEN, "forbidden", detail);
-    }
-    tracing::info!("asked to drain and stop");
-    state.node.shutdown.cancel();
-    HttpResponse::Accepted()
-        .insert_header((header::CACHE_CONTROL, "no-store"))
-        .json(json!({ "draining": true }))
 }
 
 async fn publish_config(
@@ -339,20 +399,10 @@ async fn publish_config(
     }
 }
 
-async fn answers<'a>(
-    asked: impl Iterator<Item = BoxFuture<'a, Vec<Value>>>,
-) -> Option<Vec<Vec<Value>>> {
+async fn answers<'a, T>(asked: impl Iterator<Item = BoxFuture<'a, T>>) -> Option<Vec<T>> {
     tokio::time::timeout(REPORT_DEADLINE, join_all(asked))
         .await
         .ok()
-}
-
-fn list(name: &str, items: Vec<Value>) -> HttpResponse {
-    let mut body = Map::new();
-    body.insert(name.to_owned(), Value::Array(items));
-    HttpResponse::Ok()
-        .insert_header((header::CACHE_CONTROL, "no-store"))
-        .json(body)
 }
 
 /// One object per stream: what the first role says, completed by what only a later one knows.
@@ -400,6 +450,18 @@ async fn method_not_allowed() -> HttpResponse {
     response
 }
 
+async fn post_only() -> HttpResponse {
+    let mut response = problem(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method-not-allowed",
+        "this takes POST",
+    );
+    response
+        .headers_mut()
+        .insert(header::ALLOW, header::HeaderValue::from_static("POST"));
+    response
+}
+
 /// An error answer (RFC 9457) with a type of ours.
 pub fn problem(status: StatusCode, kind: &str, detail: &str) -> HttpResponse {
     let body = json!({
@@ -418,6 +480,17 @@ pub fn problem(status: StatusCode, kind: &str, detail: &str) -> HttpResponse {
 }
 
 impl State {
+    /// A list as the API shows it, with the time (milliseconds since 1970) by which rates can be told from two of them.
+    fn list(&self, name: &str, items: Vec<Value>) -> HttpResponse {
+        let mut body = Map::new();
+        let now = self.node.clock.wall().unix_micros() / 1000;
+        body.insert("time_ms".to_owned(), now.into());
+        body.insert(name.to_owned(), Value::Array(items));
+        HttpResponse::Ok()
+            .insert_header((header::CACHE_CONTROL, "no-store"))
+            .json(body)
+    }
+
     fn ready(&self) -> Result<(), String> {
         if self.node.shutdown.is_cancelled() {
             return Err("the node is stopping".to_owned());
@@ -484,6 +557,9 @@ mod tests {
                 Err("no shards".to_owned())
             }
         }
+        fn node(&self) -> BoxFuture<'_, NodeRecord> {
+            async { crate::directory::suite::record("n", 0.5) }.boxed()
+        }
         fn streams(&self) -> BoxFuture<'_, Vec<Value>> {
             if self.hangs {
                 return futures_util::future::pending().boxed();
@@ -500,6 +576,14 @@ mod tests {
                 .iter()
                 .any(|stream| stream["name"] == name.as_str());
             named.then(|| json!([asked.host, picture, asked.encoder]))
+        }
+        fn kick_viewer(&self, viewer: u64) -> bool {
+            viewer == 7
+        }
+        fn kick_publisher(&self, name: StreamName) -> BoxFuture<'_, bool> {
+            let mut streams = self.streams.iter();
+            let there = streams.any(|stream| stream["name"] == name.as_str());
+            async move { there }.boxed()
         }
     }
 
@@ -526,6 +610,7 @@ mod tests {
         });
         web::Data::new(State {
             node,
+            hosts: Vec::new(),
             roles,
             metrics: Metrics::install(),
             panics,
@@ -533,10 +618,16 @@ mod tests {
     }
 
     async fn get(state: &web::Data<State>, path: &str) -> (u16, String, String) {
+        answer(state, web_test::TestRequest::get().uri(path)).await
+    }
+
+    async fn answer(
+        state: &web::Data<State>,
+        request: web_test::TestRequest,
+    ) -> (u16, String, String) {
         let app =
             web_test::init_service(App::new().app_data(state.clone()).configure(routes)).await;
-        let request = web_test::TestRequest::get().uri(path).to_request();
-        let response = web_test::call_service(&app, request).await;
+        let response = web_test::call_service(&app, request.to_request()).await;
         let status = response.status().as_u16();
         let kind = response
             .headers()
@@ -559,15 +650,110 @@ mod tests {
         let (status, _, body) = get(&state, "/api/v1/streams").await;
         let body: Value = serde_json::from_str(&body).expect("json");
         assert_eq!(status, 200);
+        assert!(body["time_ms"].as_u64().is_some_and(|time| time > 0));
         assert_eq!(
-            body,
-            json!({ "streams": [
+            body["streams"],
+            json!([
                 { "name": "live/a", "publishing": true, "viewers": 3 },
                 { "name": "live/b", "viewers": 1 },
-            ]})
+            ])
         );
         let (_, _, body) = get(&state, "/api/v1/viewers").await;
         assert_eq!(body.matches("live/a").count(), 2);
+    }
+
+    #[actix_rt::test]
+    async fn nodes_are_our_own_roles_and_then_those_of_the_directory() {
+        use crate::directory::{Directory, suite};
+
+        let state = state(vec![role(vec![])]);
+        let directory = MemoryDirectory::new("n".parse().expect("valid"));
+        // A view takes its records with it.
+        let views = ["n", "b"].map(|id| directory.view(id.parse().expect("valid")));
+        for (view, id) in views.iter().zip(["n", "b"]) {
+            view.announce(suite::record(id, 0.1)).await.expect("taken");
+        }
+        let node = Node {
+            directory: Arc::new(directory),
+            ..state.node.clone()
+        };
+        let state = web::Data::new(State {
+            node,
+            hosts: Vec::new(),
+            roles: state.roles.clone(),
+            metrics: state.metrics.clone(),
+            panics: Mutex::new(PanicWindow {
+                start: state.node.clock.now(),
+                count_at_start: 0,
+            }),
+        });
+        let (_, _, body) = get(&state, "/api/v1/nodes").await;
+        let body: Value = serde_json::from_str(&body).expect("json");
+        let told = |at: usize, field: &str| body["nodes"][at][field].clone();
+        assert_eq!(told(0, "id"), "n");
+        assert_eq!(
+            (told(0, "load"), told(0, "here")),
+            (json!(0.5), json!(true))
+        );
+        assert_eq!((told(1, "id"), told(1, "here")), (json!("b"), json!(false)));
+        assert_eq!(told(2, "id"), Value::Null);
+    }
+
+    #[actix_rt::test]
+    async fn viewers_and_publishers_are_kicked_by_post_and_not_by_foreign_pages() {
+        let state = state(vec![role(vec![]), role(vec![json!({ "name": "live/a" })])]);
+        let post = async |path: &str, origin: Option<&str>| {
+            let mut request = web_test::TestRequest::post().uri(path);
+            if let Some(origin) = origin {
+                request = request.insert_header((header::ORIGIN, origin));
+            }
+            let (status, _, body) = answer(&state, request).await;
+            let body: Value = serde_json::from_str(&body).expect("json");
+            let kind = body["type"]
+                .as_str()
+                .and_then(|kind| kind.rsplit(':').next());
+            (status, kind.unwrap_or_default().to_owned())
+        };
+        let none = String::new;
+        let viewer = "/api/v1/viewers/7/kick";
+        let stream = "/api/v1/streams/live/a/kick";
+        for path in [viewer, stream] {
+            assert_eq!(post(path, None).await, (200, none()));
+            let foreign = post(path, Some("https://evil.example")).await;
+            assert_eq!(foreign, (403, "forbidden".to_owned()));
+            assert_eq!(get(&state, path).await.0, 405);
+        }
+        for (path, status, kind) in [
+            ("/api/v1/viewers/8/kick", 404, "no-viewer"),
+            ("/api/v1/viewers/-1/kick", 404, "no-viewer"),
+            ("/api/v1/streams/live/b/kick", 404, "no-publisher"),
+            ("/api/v1/streams/live/%20/kick", 400, "bad-request"),
+        ] {
+            assert_eq!(post(path, None).await, (status, kind.to_owned()), "{path}");
+        }
+        assert!(!state.node.shutdown.is_cancelled());
+        let foreign = post("/api/v1/drain", Some("https://evil.example")).await;
+        assert_eq!(foreign.0, 403);
+        assert!(!state.node.shutdown.is_cancelled());
+        assert_eq!(post("/api/v1/drain", None).await, (202, none()));
+        assert!(state.node.shutdown.is_cancelled());
+    }
+
+    #[actix_rt::test]
+    async fn the_page_runs_nothing_but_its_own_files() {
+        let state = state(vec![]);
+        let app =
+            web_test::init_service(App::new().app_data(state.clone()).configure(routes)).await;
+        for (path, kind, _) in page::FILES {
+            let request = web_test::TestRequest::get().uri(path).to_request();
+            let answer = web_test::call_service(&app, request).await;
+            assert_eq!(answer.status(), 200, "{path}");
+            let header = |name: &str| answer.headers().get(name).and_then(|v| v.to_str().ok());
+            assert_eq!(header("content-type"), Some(kind));
+            let policy = header("content-security-policy").unwrap_or_default();
+            assert!(policy.starts_with("default-src 'none'; script-src 'self';"));
+            assert!(policy.contains("frame-ancestors 'none'") && !policy.contains("unsafe"));
+        }
     }
 
     #[actix_rt::test]

@@ -46,6 +46,24 @@ pub struct Reading {
     pub streams: Vec<StreamName>,
 }
 
+impl Announcement {
+    /// The node's record as it is now.
+    pub fn record(&self, node: &Node, reading: Reading) -> NodeRecord {
+        let Reading { load, mut streams } = reading;
+        streams.truncate(NodeRecord::STREAMS_MAX);
+        NodeRecord {
+            id: node.id.clone(),
+            role: self.role,
+            grpc_url: self.grpc_url.clone(),
+            public_url: self.public_url.clone(),
+            load,
+            draining: node.shutdown.is_cancelled(),
+            streams,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
 /// Announces until the task is aborted, at once when the node begins to drain. `read` is asked before each time.
 pub fn spawn<F, R>(node: &Node, announcement: Announcement, read: F) -> JoinHandle<()>
 where
@@ -58,19 +76,8 @@ where
         let mut told: Option<NodeRecord> = None;
         let mut looks = 0;
         loop {
-            let draining = node.shutdown.is_cancelled();
-            let Reading { load, mut streams } = read().await;
-            streams.truncate(NodeRecord::STREAMS_MAX);
-            let record = NodeRecord {
-                id: node.id.clone(),
-                role: announcement.role,
-                grpc_url: announcement.grpc_url.clone(),
-                public_url: announcement.public_url.clone(),
-                load,
-                draining,
-                streams,
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-            };
+            let record = announcement.record(&node, read().await);
+            let draining = record.draining;
             looks += 1;
             if looks > LOOKS_MAX || told.as_ref().is_none_or(|told| is_news(told, &record)) {
                 match node.directory.announce(record.clone()).await {

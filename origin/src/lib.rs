@@ -26,7 +26,7 @@ use headwater_media::tree;
 use headwater_node::Node;
 use headwater_node::admin::{PublishConfigRequest, Report};
 use headwater_node::announce::{self, Announcement, Reading};
-use headwater_node::directory::Role;
+use headwater_node::directory::{NodeRecord, Role};
 use headwater_node::grpc::{Bound, GrpcServer};
 use headwater_node::replication::Feeding;
 use tokio::task::JoinHandle;
@@ -79,6 +79,8 @@ pub struct Origin {
     registry: Registry,
     /// The rungs of a full ladder.
     ladder: Vec<ladder::Step>,
+    announcement: Announcement,
+    streams_max: usize,
     announcer: JoinHandle<()>,
     arbiters: Vec<Arbiter>,
     node: Node,
@@ -143,16 +145,11 @@ pub async fn start(config: Config, node: Node) -> Result<Origin, StartError> {
         grpc_url: grpc_url.clone(),
         public_url: None,
     };
-    let announcer = announce::spawn(&node, announcement, {
+    let announcer = announce::spawn(&node, announcement.clone(), {
         let registry = registry.clone();
         move || {
             let registry = registry.clone();
-            async move {
-                Reading {
-                    load: announce::ratio(registry.list().await.len(), streams_max),
-                    ..Reading::default()
-                }
-            }
+            async move { reading(&registry, streams_max).await }
         }
     });
     info!(rtmp = %rtmp.address(), grpc = %grpc_addr, %grpc_url, "origin started");
@@ -162,10 +159,19 @@ pub async fn start(config: Config, node: Node) -> Result<Origin, StartError> {
         grpc_addr,
         registry,
         ladder: config.ladder.rungs,
+        announcement,
+        streams_max,
         announcer,
         arbiters,
         node,
     })
+}
+
+async fn reading(registry: &Registry, streams_max: usize) -> Reading {
+    Reading {
+        load: announce::ratio(registry.list().await.len(), streams_max),
+        ..Reading::default()
+    }
 }
 
 impl Origin {
@@ -191,6 +197,8 @@ impl Origin {
             node: self.node.clone(),
             rtmp: self.rtmp.address(),
             ladder: self.ladder.clone(),
+            announcement: self.announcement.clone(),
+            streams_max: self.streams_max,
         })
     }
 
@@ -215,6 +223,8 @@ struct OriginReport {
     node: Node,
     rtmp: SocketAddr,
     ladder: Vec<ladder::Step>,
+    announcement: Announcement,
+    streams_max: usize,
 }
 
 impl Report for OriginReport {
@@ -235,6 +245,18 @@ impl Report for OriginReport {
 
     fn viewers(&self) -> BoxFuture<'_, Vec<serde_json::Value>> {
         async { Vec::new() }.boxed()
+    }
+
+    fn node(&self) -> BoxFuture<'_, NodeRecord> {
+        async {
+            let reading = reading(&self.registry, self.streams_max).await;
+            self.announcement.record(&self.node, reading)
+        }
+        .boxed()
+    }
+
+    fn kick_publisher(&self, name: StreamName) -> BoxFuture<'_, bool> {
+        self.registry.kick(name).boxed()
     }
 
     fn publish_config(

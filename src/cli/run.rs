@@ -237,7 +237,7 @@ async fn start(
     .collect();
     let nodes: Vec<Node> = [origin_node, edge_node].into_iter().flatten().collect();
     let any = nodes.first().context("a role runs at least one node")?;
-    let admin = admin::start(settings.admin.listen, any.clone(), metrics, reports)
+    let admin = admin::start(settings.admin, any.clone(), metrics, reports)
         .map_err(|error| listeners.explain(error.into()))?;
 
     let summary = Started {

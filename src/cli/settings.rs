@@ -1,12 +1,12 @@
 //! The configuration's schema, and what must hold across its sections.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use headwater_media::id::NodeId;
 use headwater_media::tree::PATH_NODES_MAX;
+use headwater_node::admin;
 use headwater_node::auth::Token;
 use headwater_node::directory::{ClusterName, etcd};
 use headwater_node::telemetry::LogConfig;
@@ -34,7 +34,7 @@ pub(super) struct Settings {
     /// `[log]`
     pub(super) log: LogConfig,
     /// `[admin]`
-    pub(super) admin: Admin,
+    pub(super) admin: admin::Config,
     /// `[directory]`
     pub(super) directory: Directory,
     /// `[auth]`
@@ -49,14 +49,6 @@ pub(super) struct Settings {
     pub(super) ladder: headwater_origin::ladder::Config,
     /// `[edge]`
     pub(super) edge: headwater_edge::config::Config,
-}
-
-/// `[admin]`: the port for operators.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(super) struct Admin {
-    /// Where health, metrics and the API for operators listen.
-    pub(super) listen: SocketAddr,
 }
 
 /// `[directory]`: where nodes and streams are found.
@@ -98,7 +90,7 @@ impl Default for Settings {
             stop_seconds: 10,
             drain_seconds: 30,
             log: LogConfig::default(),
-            admin: Admin::default(),
+            admin: admin::Config::default(),
             directory: Directory::default(),
             auth: Auth::default(),
             origin: Default::default(),
@@ -106,14 +98,6 @@ impl Default for Settings {
             audio: Default::default(),
             ladder: Default::default(),
             edge: Default::default(),
-        }
-    }
-}
-
-impl Default for Admin {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([0, 0, 0, 0], 9600)),
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod harness;
 
+mod admin;
 mod browser;
 mod chaos;
 mod drain;

@@ -1,0 +1,252 @@
+//! What the admin port is told to do: drain, and make viewers and publishers leave.
+//!
+//! A page that an operator has open elsewhere could ask for all this, too, so requests of pages are taken from our own only.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderMap};
+use actix_web::{HttpRequest, HttpResponse, web};
+use headwater_media::id::{InvalidStreamName, StreamName};
+use serde_json::{Value, json};
+use tracing::info;
+
+use super::{REPORT_DEADLINE, State, problem, too_slow};
+
+/// Why a command is not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+enum Refusal {
+    #[error("a page from elsewhere may not do this")]
+    Elsewhere,
+    #[error(
+        "this page's address names no host of `admin.hosts`, is no IP address and not localhost"
+    )]
+    UnknownHost,
+    #[error("there is no viewer {0} on this node")]
+    NoViewer(String),
+    #[error("nobody publishes {0} to this node")]
+    NoPublisher(StreamName),
+    #[error(transparent)]
+    Name(#[from] InvalidStreamName),
+}
+
+impl From<Refusal> for HttpResponse {
+    fn from(refusal: Refusal) -> Self {
+        let (status, kind) = match &refusal {
+            Refusal::Elsewhere => (StatusCode::FORBIDDEN, "forbidden"),
+            Refusal::UnknownHost => (StatusCode::FORBIDDEN, "unknown-host"),
+            Refusal::NoViewer(_) => (StatusCode::NOT_FOUND, "no-viewer"),
+            Refusal::NoPublisher(_) => (StatusCode::NOT_FOUND, "no-publisher"),
+            Refusal::Name(_) => (StatusCode::BAD_REQUEST, "bad-request"),
+        };
+        problem(status, kind, &refusal.to_string())
+    }
+}
+
+/// `POST /api/v1/drain`.
+pub(super) async fn drain(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
+    if let Err(refusal) = check(request.headers(), &state.hosts) {
+        return refusal.into();
+    }
+    info!("asked to drain and stop");
+    state.node.shutdown.cancel();
+    done(StatusCode::ACCEPTED, &json!({ "draining": true }))
+}
+
+/// `POST /api/v1/viewers/{id}/kick`.
+pub(super) async fn kick_viewer(
+    request: HttpRequest,
+    path: web::Path<String>,
+    state: web::Data<State>,
+) -> HttpResponse {
+    if let Err(refusal) = check(request.headers(), &state.hosts) {
+        return refusal.into();
+    }
+    let id = path.into_inner();
+    let known = id.parse().ok().filter(|viewer| {
+        let mut roles = state.roles.iter();
+        roles.any(|role| role.kick_viewer(*viewer))
+    });
+    let Some(viewer) = known else {
+        return Refusal::NoViewer(id).into();
+    };
+    info!(viewer, "a viewer was kicked");
+    done(StatusCode::OK, &json!({ "kicked": viewer }))
+}
+
+/// `POST /api/v1/streams/{app}/{stream}/kick`.
+pub(super) async fn kick_publisher(
+    request: HttpRequest,
+    path: web::Path<(String, String)>,
+    state: web::Data<State>,
+) -> HttpResponse {
+    if let Err(refusal) = check(request.headers(), &state.hosts) {
+        return refusal.into();
+    }
+    let name = match StreamName::new(&path.0, &path.1) {
+        Ok(name) => name,
+        Err(error) => return Refusal::from(error).into(),
+    };
+    let kick = async {
+        for role in &state.roles {
+            if role.kick_publisher(name.clone()).await {
+                return true;
+            }
+        }
+        false
+    };
+    match tokio::time::timeout(REPORT_DEADLINE, kick).await {
+        Ok(true) => {
+            info!(stream = %name, "a publisher was kicked");
+            done(StatusCode::OK, &json!({ "kicked": name.as_str() }))
+        }
+        Ok(false) => Refusal::NoPublisher(name).into(),
+        Err(_) => too_slow(),
+    }
+}
+
+fn done(status: StatusCode, what: &Value) -> HttpResponse {
+    HttpResponse::build(status)
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .json(what)
+}
+
+/// Whether a request may change something: one that no page sent, or one of our own page.
+///
+/// Browsers say of every POST which page it comes from (`Origin`). That this is the host it goes to isn't enough: any page's name may be
+/// made to point here once the page is loaded. So the host has to be an address, which nobody else's page can have, or a name that is
+/// known to be ours.
+fn check(headers: &HeaderMap, hosts: &[String]) -> Result<(), Refusal> {
+    let text = |name| {
+        headers
+            .get(name)
+            .map(|value| value.to_str().unwrap_or_default())
+    };
+    let (origin, site) = (text("origin"), text("sec-fetch-site"));
+    if origin.is_none() && site.is_none() {
+        return Ok(());
+    }
+    let page = origin
+        .and_then(|origin| Some(origin.split_once("://")?.1))
+        .filter(|_| site.is_none_or(|site| site == "same-origin"))
+        .zip(text("host"))
+        .filter(|(page, host)| page.eq_ignore_ascii_case(host));
+    let (_, host) = page.ok_or(Refusal::Elsewhere)?;
+    if is_own(host, hosts) {
+        Ok(())
+    } else {
+        Err(Refusal::UnknownHost)
+    }
+}
+
+/// `host`, with or without a port, is an address, or a name that is ours.
+fn is_own(host: &str, names: &[String]) -> bool {
+    if let Some(rest) = host.strip_prefix('[') {
+        let address = rest.split_once(']').map_or("", |(address, _)| address);
+        return address.parse::<Ipv6Addr>().is_ok();
+    }
+    let name = host.split_once(':').map_or(host, |(name, _)| name);
+    name.parse::<Ipv4Addr>().is_ok()
+        || name.eq_ignore_ascii_case("localhost")
+        || names.iter().any(|own| name.eq_ignore_ascii_case(own))
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::http::header::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_no_page_or_our_own_may_change_something() {
+        use Refusal::{Elsewhere, UnknownHost};
+        let own = ["admin.example".to_owned()];
+        for (host, origin, site, expected) in [
+            ("n:9600", None, None, Ok(())),
+            ("10.0.0.7:9600", Some("http://10.0.0.7:9600"), None, Ok(())),
+            (
+                "127.0.0.1",
+                Some("http://127.0.0.1"),
+                Some("same-origin"),
+                Ok(()),
+            ),
+            (
+                "[::1]:9600",
+                Some("http://[::1]:9600"),
+                Some("same-origin"),
+                Ok(()),
+            ),
+            (
+                "localhost:1",
+                Some("http://LOCALHOST:1"),
+                Some("same-origin"),
+                Ok(()),
+            ),
+            (
+                "admin.example",
+                Some("https://admin.example"),
+                Some("same-origin"),
+                Ok(()),
+            ),
+            // Another page, another port of the same host, no page that could be named, no origin at all.
+            (
+                "10.0.0.7:9600",
+                Some("https://evil.example"),
+                Some("cross-site"),
+                Err(Elsewhere),
+            ),
+            (
+                "10.0.0.7:9600",
+                Some("http://10.0.0.7:80"),
+                None,
+                Err(Elsewhere),
+            ),
+            (
+                "localhost:9600",
+                Some("http://localhost:9600"),
+                Some("same-site"),
+                Err(Elsewhere),
+            ),
+            ("localhost:9600", Some("null"), None, Err(Elsewhere)),
+            ("localhost:9600", None, Some("same-origin"), Err(Elsewhere)),
+            ("localhost:9600", None, Some("none"), Err(Elsewhere)),
+            // Its name points here now.
+            (
+                "evil.example:9600",
+                Some("http://evil.example:9600"),
+                None,
+                Err(UnknownHost),
+            ),
+            (
+                "10.0.0.7.evil.example",
+                Some("http://10.0.0.7.evil.example"),
+                None,
+                Err(UnknownHost),
+            ),
+            (
+                "[evil]:9600",
+                Some("http://[evil]:9600"),
+                None,
+                Err(UnknownHost),
+            ),
+        ] {
+            let mut headers = HeaderMap::new();
+            let mut put = |name: &'static str, value: Option<&'static str>| {
+                if let Some(value) = value {
+                    headers.insert(
+                        HeaderName::from_static(name),
+                        HeaderValue::from_static(value),
+                    );
+                }
+            };
+            put("host", Some(host));
+            put("origin", origin);
+            put("sec-fetch-site", site);
+            assert_eq!(
+                check(&headers, &own),
+                expected,
+                "{host} {origin:?} {site:?}"
+            );
+        }
+    }
+}
