@@ -11,7 +11,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 BROWSER_MODULES := tests/browser/node_modules/.package-lock.json
 
-.PHONY: help run demo build test checks bench chaos lab lint fmt deps test-deps clean
+.PHONY: help run demo build test checks autoscaling bench chaos lab lint fmt deps test-deps clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: test-deps lint $(BROWSER_MODULES) ## Lint, then run every test (installs w
 
 checks: test-deps ## Check chart and alerts only, with the binary if it is built
 	@deploy/dev/checks.sh
+
+autoscaling: test-deps build ## Let edges come and go with a crowd, as the chart's autoscaler would have it a hundred times as slowly
+	@deploy/dev/checks.sh --pattern autoscaling.py
 
 bench: ## Measure the edge against the floor: five minutes on a quiet machine (BENCH="--only fanout", BENCH=--help)
 	@deploy/dev/deps.sh run

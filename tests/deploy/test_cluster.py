@@ -22,7 +22,8 @@ class Defaults(unittest.TestCase):
             self.skipTest(f"{BINARY} isn't built")
 
     def test_its_containers_are_a_cluster(self):
-        rendered, _ = Chart().render({})
+        # One edge at the origin itself: the other one has to find it by the address that the chart lets it advertise.
+        rendered, _ = Chart().render({"config": {"origin.fanout": 1}})
         with Cluster() as cluster:
             self.binary = cluster.directory / "headwater"
             shutil.copy(BINARY, self.binary)
@@ -59,6 +60,13 @@ class Defaults(unittest.TestCase):
             publisher = cluster.start("test", "publisher", [*containers["publisher"]["command"], *containers["publisher"]["args"]], {})
             viewer = cluster.start("test", "viewer", [str(self.binary), *containers["viewer"]["args"], "--json"], {})
             self.assertEqual(viewer.wait(timeout=60), 0, cluster.log("viewer") + cluster.log("publisher"))
+
+            [other] = {p for p, (role, _, _) in pods.items() if role == "edge"} - {"live-headwater-edge-1"}
+            path = containers["viewer"]["args"][-1].split("/whep/")[1]
+            below = cluster.start("test", "below", [str(self.binary), "probe", f"http://{pods[other][2]}:8080/whep/{path}", "--duration", "3s"], {})
+            self.assertEqual(below.wait(timeout=30), 0, cluster.log("below"))
+            metrics = cluster.on(f"node{pods[other][1]}", "curl", "-s", f"http://{pods[other][2]}:9600/metrics")
+            self.assertIn('headwater_edge_upstreams_by_depth{depth="2"} 1', metrics)
             publisher.kill()
 
             # It came through the edge's node, where the chart's host ports are.
