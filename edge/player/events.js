@@ -7,6 +7,7 @@ const RELATION = 'urn:ietf:params:whep:ext:core:server-sent-events';
  */
 const OPEN_MS = 4000;
 const PAUSE_MS = 4000;
+const PAUSE_MAX_MS = 32_000;
 
 /** The target of a link of this relation, if the answer has one (RFC 8288). */
 export function linked(response, relation) {
@@ -19,9 +20,12 @@ export function linked(response, relation) {
 
 export const eventsUrl = (response) => linked(response, RELATION);
 
-/** Calls `handle(name, data)` for each event of the kinds named, until `signal` aborts or the session is gone. */
+/** Calls `handle(name, data)` for each event of the kinds named, until `signal` aborts. */
 export async function listen(url, names, headers, signal, handle) {
   let location = null;
+  let pauseMs = PAUSE_MS;
+  // An edge that has just come doesn't know the others yet, so that "not found" needn't be the end, which the signal tells.
+  const unknown = (response) => { pauseMs = response.status === 404 ? Math.min(2 * pauseMs, PAUSE_MAX_MS) : PAUSE_MS; };
   while (!signal.aborted) {
     const within = AbortSignal.any([signal, AbortSignal.timeout(OPEN_MS)]);
     try {
@@ -29,17 +33,17 @@ export async function listen(url, names, headers, signal, handle) {
         const created = await fetch(url, {
           method: 'POST', headers: headers({ 'Content-Type': 'application/json' }), body: JSON.stringify(names), signal: within,
         });
-        if (created.status === 404) return;
+        unknown(created);
         const target = created.headers.get('Location');
         if (created.ok && target) location = new URL(target, created.url);
       }
       if (location) {
         const response = await fetch(location, { headers: headers({ Accept: 'text/event-stream' }), cache: 'no-store', signal: within });
-        if (response.status === 404) return;
+        unknown(response);
         if (response.ok) await read(response.body, handle);
       }
     } catch { /* The time is over, or the way is broken: again, below. */ }
-    await new Promise((resolve) => { setTimeout(resolve, PAUSE_MS * (0.5 + Math.random())); });
+    await new Promise((resolve) => { setTimeout(resolve, pauseMs * (0.5 + Math.random())); });
   }
 }
 

@@ -4,7 +4,7 @@
 //! the time is up.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headwater_node::clock::Clock;
 use tokio::sync::watch;
@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use crate::placement::Placement;
 use crate::sessions::Sessions;
+use crate::shard::ViewerId;
 
 /// Viewers that are asked per second: other edges let in a few hundred a second without their own viewers noticing.
 const ASKED_PER_SECOND: usize = 100;
@@ -21,8 +22,25 @@ const SPREAD_MIN: Duration = Duration::from_millis(500);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// That viewers are asked to leave, each at a moment of its own within this time. `None`: they aren't.
-pub(crate) type Leaving = Option<Duration>;
+/// That viewers are asked to leave. `None`: they aren't.
+pub(crate) type Leaving = Option<Asking>;
+
+/// When viewers are asked: each at a moment of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asking {
+    since: Instant,
+    over: Duration,
+}
+
+impl Asking {
+    /// The moment of this viewer. Always the same, or players that listen now and then would miss theirs.
+    pub(crate) fn at(&self, viewer: ViewerId) -> Instant {
+        // Numbers in a row are spread evenly by the golden ratio (Knuth, The Art of Computer Programming, section 6.4).
+        let spread = viewer.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let part = u32::try_from(spread).unwrap_or(u32::MAX);
+        self.since + self.over.mul_f64(f64::from(part) / f64::from(u32::MAX))
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -68,8 +86,11 @@ impl Drain {
             within_seconds = within.as_secs_f64(),
             "draining: viewers are asked to go to another edge"
         );
-        self.leaving.send_replace(Some(spread));
         let start = self.clock.now();
+        self.leaving.send_replace(Some(Asking {
+            since: start,
+            over: spread,
+        }));
         let mut progress_at = start + PROGRESS_INTERVAL;
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;

@@ -10,7 +10,7 @@ use headwater_node::directory::Upstream;
 use headwater_proto::replication::{ListStreamsRequest, LiveStream as WireStream};
 use tracing::debug;
 
-use crate::upstream::Connection;
+use crate::upstream::{Connection, Purpose};
 
 /// An origin of a fixed list that takes longer to say what it has is left out.
 const LIST_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -70,7 +70,7 @@ pub async fn live_streams(node: &Node) -> Vec<LiveStream> {
 }
 
 async fn ask(node: &Node, origin: &str) -> Vec<WireStream> {
-    let connection = Connection::shared(node, origin);
+    let connection = Connection::shared(node, origin, Purpose::Streams);
     let answer = async {
         let mut client = connection
             .replication()

@@ -1,6 +1,6 @@
 //! The other edges: who could take a viewer that this one can't, or better.
 
-use headwater_media::id::StreamName;
+use headwater_media::id::{NodeId, StreamName};
 use headwater_media::placement::{self, Candidate};
 use headwater_node::Node;
 use headwater_node::directory::{NodeRecord, Role};
@@ -27,6 +27,8 @@ impl Placement {
     /// The edge that a viewer of this stream should go to instead, if it must go somewhere.
     pub(crate) fn other(&self, name: &StreamName) -> Option<NodeRecord> {
         let mut others = self.others();
+        // The player can go there, or its request can.
+        others.retain(|other| self.own_url(other).is_some() || !other.grpc_url.is_empty());
         let candidates: Vec<Candidate> =
             others.iter().map(|other| candidate(other, name)).collect();
         let mut random = rand::rng();
@@ -34,7 +36,7 @@ impl Placement {
         Some(others.swap_remove(at))
     }
 
-    /// The edge that a viewer of this stream is better off at than here, where the load is `load`.
+    /// The edge that a viewer of this stream is better off at than here, where the load is `load`. Costs nothing where that is low.
     pub(crate) fn better(
         &self,
         name: &StreamName,
@@ -42,21 +44,29 @@ impl Placement {
         has_stream: bool,
     ) -> Option<NodeRecord> {
         let here = Candidate { load, has_stream };
+        if here.is_content() {
+            return None;
+        }
         self.other(name)
             .filter(|there| here.should_send_to(&candidate(there, name)))
     }
 
     /// The edge with this id, if it is another one that the directory knows.
-    pub(crate) fn edge(&self, id: &str) -> Option<NodeRecord> {
-        let mut nodes = self.node.directory.nodes().into_iter();
-        nodes.find(|node| node.role == Role::Edge && node.id.as_str() == id)
+    pub(crate) fn edge(&self, id: &NodeId) -> Option<NodeRecord> {
+        let node = self.node.directory.node(id)?;
+        (node.role == Role::Edge && node.id != self.node.id).then_some(node)
     }
 
     /// Where a viewer asks the other edge for this stream itself; `None` if it can't be reached past the address they share, as behind an Ingress.
     pub(crate) fn url_at(&self, there: &NodeRecord, name: &StreamName) -> Option<String> {
+        self.own_url(there).map(|url| format!("{url}/whep/{name}"))
+    }
+
+    /// Where players reach the other edge and no other, this one included.
+    fn own_url<'a>(&self, there: &'a NodeRecord) -> Option<&'a str> {
         let url = there.public_url.as_ref()?.trim_end_matches('/');
         let shared = |ours: &String| ours.trim_end_matches('/') == url;
-        (!self.public_url.as_ref().is_some_and(shared)).then(|| format!("{url}/whep/{name}"))
+        (!self.public_url.as_ref().is_some_and(shared)).then_some(url)
     }
 
     fn others(&self) -> Vec<NodeRecord> {

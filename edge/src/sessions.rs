@@ -37,9 +37,9 @@ impl SessionId {
     }
 
     /// The edge that a session URL's last part names, if it does.
-    pub(crate) fn edge(text: &str) -> Option<&str> {
+    pub(crate) fn edge(text: &str) -> Option<NodeId> {
         // A node id has no such character.
-        text.split_once('~').map(|(edge, _)| edge)
+        text.split_once('~')?.0.parse().ok()
     }
 
     /// As it stands in the URL.

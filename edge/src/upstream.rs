@@ -38,8 +38,17 @@ pub(crate) struct Connection {
     channel: OnceCell<Channel>,
 }
 
+/// What a connection is for. A storm of short requests must not disturb streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Purpose {
+    /// Subscriptions.
+    Streams,
+    /// Requests of viewers.
+    Sessions,
+}
+
 /// Nodes of one process (tests) don't share connections: they may be on different runtimes.
-type Key = (NodeId, String);
+type Key = (NodeId, String, Purpose);
 
 /// Connections by upstream, process-wide because subscriptions are started one by one. Only weak links: what nobody uses closes.
 static CONNECTIONS: LazyLock<Mutex<HashMap<Key, Vec<Weak<Connection>>>>> =
@@ -47,8 +56,8 @@ static CONNECTIONS: LazyLock<Mutex<HashMap<Key, Vec<Weak<Connection>>>>> =
 
 impl Connection {
     /// A connection to `grpc_url` with room for a call.
-    pub(crate) fn shared(node: &Node, grpc_url: &str) -> Arc<Self> {
-        let key = (node.id.clone(), grpc_url.to_owned());
+    pub(crate) fn shared(node: &Node, grpc_url: &str, purpose: Purpose) -> Arc<Self> {
+        let key = (node.id.clone(), grpc_url.to_owned(), purpose);
         let mut connections = CONNECTIONS.lock().unwrap_or_else(PoisonError::into_inner);
         connections.retain(|_, list| {
             list.retain(|connection| connection.strong_count() > 0);

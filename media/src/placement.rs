@@ -38,9 +38,14 @@ impl Candidate {
             }
     }
 
+    /// It keeps its viewers, whatever others do.
+    pub fn is_content(&self) -> bool {
+        self.load <= CONTENT_UP_TO
+    }
+
     /// A viewer that came here is better off there, though there is room here.
     pub fn should_send_to(&self, there: &Self) -> bool {
-        self.load > CONTENT_UP_TO && there.takes() && there.cost() + MUCH_LESS < self.cost()
+        !self.is_content() && there.takes() && there.cost() + MUCH_LESS < self.cost()
     }
 }
 

@@ -11,7 +11,7 @@ use super::whep::Auth;
 const RELATION: &str = "urn:ietf:params:whep:ext:core:server-sent-events";
 /// An event that is longer makes no sense here.
 const EVENT_BYTES_MAX: usize = 16 * 1024;
-/// When the stream of events broke.
+/// When the stream of events ended, or there is none yet.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// Where to subscribe, if the answer says (RFC 8288).
@@ -34,10 +34,8 @@ pub(super) async fn listen(client: Client, auth: Auth, url: Url, invitations: mp
             over = subscribe(&client, &auth, &url, &invitations) => over,
             () = invitations.closed() => return,
         };
-        match over {
-            // The session is gone, or events are.
-            Ok(()) => return,
-            Err(error) => tracing::debug!(%error, "no events"),
+        if let Err(error) = over {
+            tracing::debug!(%error, "no events");
         }
         tokio::time::sleep(AGAIN).await;
     }
@@ -55,12 +53,13 @@ async fn subscribe(
         .header(CONTENT_TYPE, "application/json")
         .body("[\"reconnect\"]")
         .send()
-        .await?;
+        .await?
+        .error_for_status()?;
     let location = created
         .headers()
         .get(LOCATION)
         .and_then(|location| created.url().join(location.to_str().ok()?).ok());
-    let Some(location) = location.filter(|_| created.status().is_success()) else {
+    let Some(location) = location else {
         return Ok(());
     };
     let mut events = client

@@ -124,6 +124,34 @@ fn a_session_is_reached_through_any_edge() {
 }
 
 #[test]
+fn an_edge_that_hangs_is_passed_over_and_does_nothing_late() {
+    let options = Options::default().env("HEADWATER_EDGE__VIEWERS_PER_SHARD", "1");
+    let (mut cluster, _publisher) = start(&options);
+    let (here, there) = (cluster.nodes[1].http, cluster.nodes[2].http);
+    // Nobody connects behind it, but the place is taken.
+    location(&join(here, &[]));
+    let placed = location(&join(there, &[]));
+    assert_eq!(ask(here, "DELETE", &placed, &[], "").status, 200);
+    eventually("it is known that there is room", seconds(5), || {
+        let answer = request(here, "POST", WHEP, &[SDP], OFFER)?;
+        let placed = (answer.status == 201).then(|| location(&answer))?;
+        assert_eq!(ask(here, "DELETE", &placed, &[], "").status, 200);
+        Some(())
+    });
+    cluster.nodes[2].process.freeze();
+    let refused = ask(here, "POST", WHEP, &[SDP], OFFER);
+    assert_eq!((refused.status, kind(&refused)), (503, "full"));
+    let silent = ask(here, "GET", &placed, &[], "");
+    assert_eq!((silent.status, kind(&silent)), (504, "edge-unreachable"));
+    cluster.nodes[2].process.thaw();
+    eventually("it is back", seconds(10), || {
+        (ask(here, "GET", &placed, &[], "").status == 404).then_some(())
+    });
+    let viewers = get(cluster.nodes[2].admin, "/api/v1/viewers").expect("viewers");
+    assert_eq!(viewers.body.matches(STREAM).count(), 0, "{}", viewers.body);
+}
+
+#[test]
 fn a_page_whose_edge_dies_finds_another_at_the_same_address() {
     let (mut cluster, _publisher) = start(&Options::default());
     let wire = Wire::among(cluster.edges().map(|edge| edge.http).collect());

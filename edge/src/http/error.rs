@@ -178,6 +178,11 @@ impl Problem {
         .retry_after(5)
     }
 
+    /// 503: another edge would have to do it, and has too much to do.
+    pub(crate) fn busy() -> Self {
+        Self::unavailable("busy", "the edge that this is for has too many requests").retry_after(1)
+    }
+
     /// 504: this edge is a gateway to the one that has the session, and that one doesn't answer. A player whose media has stopped, too, had better
     /// join again.
     pub(crate) fn edge_unreachable() -> Self {

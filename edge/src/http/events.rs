@@ -14,11 +14,10 @@ use std::future::pending;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use actix_web::http::header::{self, ContentEncoding};
+use actix_web::http::header::{self, ContentEncoding, HeaderName};
 use actix_web::web::{Bytes, Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use futures_util::stream::unfold;
-use rand::Rng;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -79,7 +78,6 @@ pub(super) async fn get(
     path: Path<Ids>,
     state: Data<EdgeState>,
 ) -> Result<HttpResponse, Problem> {
-    state.admit(&request)?;
     let session = whep::session(&state, &path, &request)?;
     let query = request.query_string();
     let listed = query
@@ -117,6 +115,8 @@ pub(super) async fn get(
     Ok(HttpResponse::Ok()
         .content_type("text/event-stream")
         .insert_header((header::CACHE_CONTROL, "no-store"))
+        // Nor may a proxy on the way collect them.
+        .insert_header((HeaderName::from_static("x-accel-buffering"), "no"))
         // Compressed, events would wait for each other.
         .insert_header(ContentEncoding::Identity)
         .streaming(unfold(listener, Listener::next)))
@@ -167,9 +167,9 @@ impl Listener {
         loop {
             let now = self.state.node.clock.now();
             if self.ask_at.is_none()
-                && let Some(spread) = *self.leaving.borrow_and_update()
+                && let Some(asking) = *self.leaving.borrow_and_update()
             {
-                self.ask_at = Some(now + spread.mul_f64(rand::rng().random()));
+                self.ask_at = Some(asking.at(self.session.viewer));
             }
             let mut text = self.stream_events();
             // Once is enough: a player that can't go keeps trying by itself.

@@ -1,8 +1,9 @@
 //! Requests that are another edge's: where all edges share one address, what a viewer asks about its session reaches any of them, and a
 //! newcomer one that is full. They go to the right edge over the nodes' gRPC, and its answer to the viewer.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use ::metrics::counter;
 use actix_web::body::BoxBody;
@@ -13,18 +14,24 @@ use actix_web::middleware::Next;
 use actix_web::web::{Bytes, Data, Payload};
 use actix_web::{Error, HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError as _};
 use futures_util::stream::unfold;
+use headwater_media::id::NodeId;
 use headwater_node::directory::NodeRecord;
 use headwater_proto::sessions::{Answer, Head, Header, Request};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status, Streaming};
 use tracing::debug;
 
 use super::error::Problem;
-use super::{EdgeState, forwarded, metrics, peer, whep};
+use super::{EdgeState, auth, forwarded, metrics, peer, whep};
 use crate::sessions::SessionId;
-use crate::upstream::Connection;
+use crate::upstream::{Connection, Purpose};
 
-/// The head of an answer is there by then, or the other edge is as good as gone. It may have to open a stream first.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the other edge may take to answer: less than players wait, so that they hear of it here. With `PATCH` and `POST` it has something to
+/// do.
+const QUICK: Duration = Duration::from_millis(1500);
+const WORKING: Duration = Duration::from_millis(2500);
+/// An edge that did not answer isn't asked again for so long: who asks next hears it at once.
+const SILENT_FOR: Duration = Duration::from_secs(2);
 /// An answer with a known end is no longer (bytes).
 const BODY_BYTES_MAX: u64 = 256 * 1024;
 
@@ -37,42 +44,74 @@ const REQUEST_HEADERS: [HeaderName; 5] = [
     HeaderName::from_static("traceparent"),
 ];
 
+/// Edges that did not answer, until when they aren't asked. As many at most as the directory knew.
+#[derive(Debug, Default)]
+pub(super) struct Silent(Mutex<HashMap<NodeId, Instant>>);
+
+impl Silent {
+    fn has(&self, edge: &NodeId, now: Instant) -> bool {
+        let mut until = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        until.retain(|_, until| now < *until);
+        until.contains_key(edge)
+    }
+
+    fn add(&self, edge: NodeId, now: Instant) {
+        let mut until = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        until.insert(edge, now + SILENT_FOR);
+    }
+}
+
 /// Around what belongs to a session: hands requests to the edge that has it.
 pub(super) async fn to_its_edge(
     mut request: ServiceRequest,
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    let Some((state, there)) = owner(&request) else {
+    let Some((state, edge)) = owner(&request) else {
         return next.call(request).await;
     };
     let payload = request.extract::<Payload>().await?;
     let (request, _) = request.into_parts();
-    let answer = pass_on(&request, payload, &state, &there).await;
+    let answer = pass_on(&request, payload, &state, &edge).await;
     let answer = answer.unwrap_or_else(|problem| problem.error_response());
     Ok(ServiceResponse::new(request, answer))
 }
 
-/// The edge that has the session, if it is another one. What was handed here already stays: two edges that take each other for the owner
-/// would play ball.
-fn owner(request: &ServiceRequest) -> Option<(Data<EdgeState>, NodeRecord)> {
-    if request.method() == Method::OPTIONS || forwarded::is(request.request()) {
+/// The edge that the session's URL names, if it is another one. What was handed here already stays: two edges that take each other for the
+/// owner would play ball.
+fn owner(request: &ServiceRequest) -> Option<(Data<EdgeState>, NodeId)> {
+    if !forwarded::METHODS.contains(request.method()) || forwarded::is(request.request()) {
         return None;
     }
     let state = request.app_data::<Data<EdgeState>>()?;
     let edge = SessionId::edge(request.match_info().get("session")?)?;
-    let there = (edge != state.node.id.as_str()).then(|| state.placement.edge(edge))??;
-    Some((state.clone(), there))
+    (edge != state.node.id).then(|| (state.clone(), edge))
 }
 
 async fn pass_on(
     request: &HttpRequest,
     payload: Payload,
     state: &EdgeState,
-    there: &NodeRecord,
+    edge: &NodeId,
 ) -> Result<HttpResponse, Problem> {
+    // Whoever may not ask must cost nothing there.
     state.admit(request)?;
+    let ids = request.match_info();
+    whep::name(ids.query("app"), ids.query("stream"))?;
+    auth::check(state.config.play_token.as_ref(), request)?;
+    let directory = &state.node.directory;
+    let there = state.placement.edge(edge).ok_or_else(|| {
+        if directory.synced() {
+            Problem::no_session()
+        } else {
+            Problem::unavailable("no-directory", "this edge does not know the others yet")
+        }
+    })?;
     let body = whep::text(request, payload, state).await?;
-    send(request, body, state, there).await
+    let within = match *request.method() {
+        Method::POST | Method::PATCH => WORKING,
+        _ => QUICK,
+    };
+    send(request, body, state, &there, within).await
 }
 
 /// Has the other edge answer the request.
@@ -81,17 +120,22 @@ pub(super) async fn send(
     body: String,
     state: &EdgeState,
     there: &NodeRecord,
+    within: Duration,
 ) -> Result<HttpResponse, Problem> {
-    let result = exchange(request, body, state, there).await;
-    let label = match &result {
+    let result = exchange(request, body, state, there, within).await;
+    let label = match result.as_ref().map_err(Status::code) {
         Ok(_) => "ok",
-        Err(status) if status.code() == Code::ResourceExhausted => "refused",
+        Err(Code::ResourceExhausted | Code::InvalidArgument) => "refused",
         Err(_) => "unreachable",
     };
     counter!(metrics::FORWARDED, "result" => label).increment(1);
     result.map_err(|status| {
         debug!(edge = %there.id, %status, "a request could not be forwarded");
-        Problem::edge_unreachable()
+        match status.code() {
+            Code::ResourceExhausted => Problem::busy(),
+            Code::InvalidArgument => Problem::malformed(status.message()),
+            _ => Problem::edge_unreachable(),
+        }
     })
 }
 
@@ -100,38 +144,80 @@ async fn exchange(
     body: String,
     state: &EdgeState,
     there: &NodeRecord,
+    within: Duration,
 ) -> Result<HttpResponse, Status> {
     if there.grpc_url.is_empty() {
         return Err(Status::unavailable("it has no gRPC port (edge.grpc)"));
     }
+    let clock = &state.node.clock;
+    if state.silent.has(&there.id, clock.now()) {
+        return Err(Status::unavailable("it did not answer a moment ago"));
+    }
+    let target = request.uri().path_and_query();
     let message = Request {
         node: state.node.id.to_string(),
         viewer: peer(request).map_or_else(String::new, |viewer| viewer.to_string()),
         method: request.method().to_string(),
-        target: request.uri().to_string(),
+        target: target.map_or_else(String::new, ToString::to_string),
         headers: headers(request),
         body: body.into(),
     };
-    let connection = Connection::shared(&state.node, &there.grpc_url);
-    // The connection lives on the node's I/O runtime. A viewer that hangs up meanwhile makes this no longer than the timeout.
-    let call = state.node.io.spawn({
-        let connection = Arc::clone(&connection);
-        async move {
-            let mut client = connection.sessions().await.map_err(unavailable)?;
-            let mut answers = client.forward(message).await?.into_inner();
-            let first = answers.message().await?;
-            Ok::<_, Status>((first, answers))
-        }
-    });
-    let answered = tokio::time::timeout(HEAD_TIMEOUT, call).await;
-    let (first, answers) = answered.map_err(unavailable)?.map_err(unavailable)??;
-    let Answer { head, body } = first.unwrap_or_default();
-    let head = head.ok_or_else(|| Status::data_loss("an answer without a head"))?;
-    let rest = Rest {
-        answers,
-        _connection: connection,
+    let connection = Connection::shared(&state.node, &there.grpc_url, Purpose::Sessions);
+    let call = ask(Arc::clone(&connection), message);
+    // The connection lives on the node's I/O runtime. A viewer that hangs up ends the call, and the request at the other edge.
+    let call = AbortOnDropHandle::new(state.node.io.spawn(tokio::time::timeout(within, call)));
+    let answered = match call.await {
+        Ok(Ok(answered)) => answered,
+        Ok(Err(late)) => Err(unavailable(late)),
+        Err(ended) => Err(unavailable(ended)),
     };
-    answer(head, body, rest).await
+    let answered = answered.inspect_err(|status| {
+        if status.code() == Code::Unavailable {
+            connection.discard();
+            state.silent.add(there.id.clone(), clock.now());
+        }
+    })?;
+    answer(answered, connection)
+}
+
+/// What came of a request.
+struct Answered {
+    head: Head,
+    /// All of it, or what came first.
+    body: Bytes,
+    /// More, of a body without a known end.
+    rest: Option<Streaming<Answer>>,
+}
+
+async fn ask(connection: Arc<Connection>, request: Request) -> Result<Answered, Status> {
+    let mut client = connection.sessions().await.map_err(unavailable)?;
+    let mut answers = client.forward(request).await?.into_inner();
+    let first = answers.message().await?.unwrap_or_default();
+    let head = first.head;
+    let head = head.ok_or_else(|| Status::data_loss("an answer without a head"))?;
+    let Some(length) = head.body_bytes else {
+        return Ok(Answered {
+            head,
+            body: first.body,
+            rest: Some(answers),
+        });
+    };
+    if length > BODY_BYTES_MAX {
+        return Err(Status::data_loss("an answer that is too long"));
+    }
+    let mut body = Vec::from(first.body);
+    // To the end of the call, past the last of the body: one that is broken off costs the connection something.
+    while let Some(more) = answers.message().await? {
+        body.extend_from_slice(&more.body);
+        if u64::try_from(body.len()).map_or(true, |bytes| bytes > length) {
+            return Err(Status::data_loss("an answer longer than announced"));
+        }
+    }
+    Ok(Answered {
+        head,
+        body: body.into(),
+        rest: None,
+    })
 }
 
 fn unavailable(error: impl std::fmt::Display) -> Status {
@@ -142,65 +228,52 @@ fn headers(request: &HttpRequest) -> Vec<Header> {
     let header = |name: &HeaderName| {
         let values = request.headers().get_all(name).cloned();
         let name = name.to_string();
-        values.filter_map(move |value| {
-            let value = value.to_str().ok()?.to_owned();
-            let name = name.clone();
-            Some(Header { name, value })
+        values.map(move |value| Header {
+            name: name.clone(),
+            value: Bytes::copy_from_slice(value.as_bytes()),
         })
     };
     REQUEST_HEADERS.iter().flat_map(header).collect()
 }
 
-/// What follows an answer's first message.
-struct Rest {
-    answers: Streaming<Answer>,
-    /// Open as long as somebody reads.
-    _connection: Arc<Connection>,
-}
-
-impl Rest {
-    async fn next(&mut self) -> Option<Result<Bytes, Status>> {
-        let next = self.answers.message().await.transpose();
-        next.map(|answer| answer.map(|answer| answer.body))
-    }
-}
-
-async fn answer(head: Head, mut body: Bytes, mut rest: Rest) -> Result<HttpResponse, Status> {
+fn answer(answered: Answered, connection: Arc<Connection>) -> Result<HttpResponse, Status> {
+    let Answered { head, body, rest } = answered;
     let status = u16::try_from(head.status).ok();
     let status = status.and_then(|status| StatusCode::from_u16(status).ok());
-    let status = status.ok_or_else(|| Status::data_loss("a status that is none"))?;
+    let status = status
+        .filter(|status| !status.is_informational())
+        .ok_or_else(|| Status::data_loss("a status that is none"))?;
     let mut response = HttpResponseBuilder::new(status);
     for Header { name, value } in head.headers {
         if let (Ok(name), Ok(value)) = (
             HeaderName::try_from(name.as_str()),
-            HeaderValue::try_from(value.as_str()),
-        ) {
+            HeaderValue::from_bytes(&value),
+        ) && !forwarded::OF_CONNECTIONS.contains(&name)
+        {
             response.append_header((name, value));
         }
     }
-    let Some(length) = head.body_bytes else {
-        let first = Some(body).filter(|body| !body.is_empty());
-        let pieces = unfold((first, rest), |(first, mut rest)| async move {
+    let Some(answers) = rest else {
+        return Ok(if body.is_empty() {
+            response.finish()
+        } else {
+            response.body(body)
+        });
+    };
+    let first = Some(body).filter(|body| !body.is_empty());
+    // The connection stays open as long as somebody reads.
+    let pieces = unfold(
+        (first, answers, connection),
+        |(first, mut answers, connection)| async move {
             let piece = match first {
                 Some(first) => Ok(first),
-                None => rest.next().await?,
+                None => match answers.message().await.transpose()? {
+                    Ok(answer) => Ok(answer.body),
+                    Err(status) => Err(status),
+                },
             };
-            Some((piece, (None, rest)))
-        });
-        return Ok(response.streaming(pieces));
-    };
-    if length > BODY_BYTES_MAX {
-        return Err(Status::data_loss("an answer that is too long"));
-    }
-    let missing = |body: &Bytes| u64::try_from(body.len()).is_ok_and(|bytes| bytes < length);
-    while missing(&body) {
-        let more = rest.next().await;
-        let more = more.ok_or_else(|| Status::data_loss("an answer cut short"))??;
-        body = [body, more].concat().into();
-    }
-    Ok(if body.is_empty() {
-        response.finish()
-    } else {
-        response.body(body)
-    })
+            Some((piece, (None, answers, connection)))
+        },
+    );
+    Ok(response.streaming(pieces))
 }

@@ -3,6 +3,7 @@
 use std::future::ready;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use actix_http::Payload;
@@ -25,17 +26,26 @@ use tracing::{debug, error};
 
 use super::{EdgeState, routes, step_back};
 
-/// Requests that are open at a time (count): each viewer of ours that reads its events through another edge has one.
-const OPEN_MAX: usize = 8192;
+/// Requests that wait for the head of their answer (count). What follows it without end, events, there is once per session.
+const OPEN_MAX: usize = 1024;
 /// Requests that wait to be begun (count).
-const WAITING_MAX: usize = 256;
+const WAITING_MAX: usize = 1024;
 /// Pieces of a body that wait for the other edge (count).
 const PIECES_MAX: usize = 4;
 /// The body, and the rest with room to spare.
 const MESSAGE_BYTES_MAX: usize = OFFER_BYTES_MAX + 64 * 1024;
 
+/// What may come this way.
+pub(super) const METHODS: [Method; 5] = [
+    Method::POST,
+    Method::PATCH,
+    Method::DELETE,
+    Method::GET,
+    Method::HEAD,
+];
+
 /// Concern a connection, which here is another one (RFC 9110 section 7.6.1).
-const OF_CONNECTIONS: [HeaderName; 5] = [
+pub(super) const OF_CONNECTIONS: [HeaderName; 5] = [
     header::CONNECTION,
     header::CONTENT_LENGTH,
     header::TRANSFER_ENCODING,
@@ -119,15 +129,9 @@ struct Parts {
 impl Parts {
     /// `None`: it may not come this way.
     fn read(request: Request) -> Option<Self> {
-        let method = [
-            Method::POST,
-            Method::PATCH,
-            Method::DELETE,
-            Method::GET,
-            Method::HEAD,
-        ]
-        .into_iter()
-        .find(|method| method.as_str() == request.method)?;
+        let method = METHODS
+            .into_iter()
+            .find(|method| method.as_str() == request.method)?;
         let target = request
             .target
             .starts_with("/whep/")
@@ -136,7 +140,7 @@ impl Parts {
         for Header { name, value } in request.headers {
             headers.append(
                 HeaderName::try_from(name).ok()?,
-                HeaderValue::try_from(value).ok()?,
+                HeaderValue::from_bytes(&value).ok()?,
             );
         }
         Some(Self {
@@ -175,26 +179,26 @@ async fn answer_all(state: Arc<EdgeState>, mut calls: mpsc::Receiver<Call>) {
         error!("requests of other edges can't be answered");
         return;
     };
+    let service = Rc::new(service);
     while let Some(call) = calls.recv().await {
-        let Call {
-            parts,
-            answers,
-            permit,
-        } = call;
-        let answered = service.call(parts.request());
+        let service = Rc::clone(&service);
+        // A panic ends the one request.
         actix_rt::spawn(async move {
-            // Who hangs up meanwhile wants no answer.
-            tokio::select! {
-                answered = answered => {
-                    let response = answered.map_or_else(
-                        |error| error.error_response(),
-                        |answered| answered.into_parts().1,
-                    );
-                    send(response, &answers).await;
-                }
-                () = answers.closed() => {}
-            }
+            let Call {
+                parts,
+                answers,
+                permit,
+            } = call;
+            let response = tokio::select! {
+                answered = service.call(parts.request()) => answered.map_or_else(
+                    |error| error.error_response(),
+                    |answered| answered.into_parts().1,
+                ),
+                // Who hangs up meanwhile wants no answer.
+                () = answers.closed() => return,
+            };
             drop(permit);
+            send(response, &answers).await;
         });
     }
 }
@@ -207,10 +211,9 @@ async fn send(response: HttpResponse<BoxBody>, answers: &mpsc::Sender<Result<Ans
     let head = Head {
         status: response.status().as_u16().into(),
         headers: headers
-            .filter_map(|(name, value)| {
-                let value = value.to_str().ok()?.to_owned();
-                let name = name.to_string();
-                Some(Header { name, value })
+            .map(|(name, value)| Header {
+                name: name.to_string(),
+                value: Bytes::copy_from_slice(value.as_bytes()),
             })
             .collect(),
         body_bytes: match body.size() {
@@ -256,7 +259,7 @@ mod tests {
             target: "/whep/live/show/e1~00?token=x".to_owned(),
             headers: vec![Header {
                 name: "if-match".to_owned(),
-                value: "*".to_owned(),
+                value: Bytes::from_static(b"*"),
             }],
             body: Bytes::from_static(b"a=ice-ufrag:x"),
         }
@@ -287,7 +290,7 @@ mod tests {
         refused(|request| request.target = "http://elsewhere/whep/live/show".to_owned());
         refused(|request| request.target = "/whep/live/show\r\nX: y".to_owned());
         refused(|request| request.headers[0].name = "if match".to_owned());
-        refused(|request| request.headers[0].value = "*\r\nX: y".to_owned());
+        refused(|request| request.headers[0].value = Bytes::from_static(b"*\r\nX: y"));
         refused(|request| request.viewer = "edge-1".to_owned());
     }
 }

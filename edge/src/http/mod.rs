@@ -79,6 +79,7 @@ pub struct EdgeState {
     config: Config,
     limiter: Mutex<limits::Limiter>,
     live: api::Live,
+    silent: forward::Silent,
 }
 
 impl EdgeState {
@@ -106,6 +107,7 @@ impl EdgeState {
             config,
             limiter,
             live: api::Live::default(),
+            silent: forward::Silent::default(),
         }
     }
 
@@ -197,6 +199,8 @@ pub fn serve(state: Arc<EdgeState>) -> std::io::Result<Http> {
     .client_request_timeout(Duration::from_millis(limits.request_timeout_ms.max(1)))
     .client_disconnect_timeout(Duration::from_secs(1))
     .keep_alive(keep_alive)
+    // Who has hung up gets no further events, and a join that nobody waits for is taken back.
+    .h1_allow_half_closed(false)
     .shutdown_timeout(2)
     // The process has one place that handles signals.
     .disable_signals()

@@ -37,6 +37,9 @@ const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
 
 /// How long a shard may take to let a viewer in or restart it. It answers in well under a millisecond unless it is overloaded.
 const SHARD_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long another edge may take to let a viewer in that this one can't take, or could: it may have to get the stream first.
+const FORWARD: Duration = Duration::from_millis(4500);
+const FORWARD_SPARED: Duration = Duration::from_secs(2);
 /// Other user fragments that are tried when one is taken (count). With 60 random bits even one retry will hardly be seen.
 const UFRAG_TRIES: usize = 3;
 
@@ -95,10 +98,17 @@ async fn join(
     }
     let text = text(request, payload, state).await?;
     if let Place::Forward { there, refused } = place {
-        match forward::send(request, text.clone(), state, &there).await {
-            Ok(answer) => return Ok(Joined::Forwarded(answer)),
+        let within = if refused.is_ok() {
+            FORWARD_SPARED
+        } else {
+            FORWARD
+        };
+        match forward::send(request, text.clone(), state, &there, within).await {
+            Ok(answer) if !answer.status().is_server_error() => {
+                return Ok(Joined::Forwarded(answer));
+            }
             // There was room here, if not much.
-            Err(_) => refused?,
+            Ok(_) | Err(_) => refused?,
         }
     }
     let offer = Offer::parse(&text)?;
@@ -354,7 +364,7 @@ pub(super) async fn options_session() -> HttpResponse {
     cors::options(SESSION_METHODS, None)
 }
 
-fn name(app: &str, stream: &str) -> Result<StreamName, Problem> {
+pub(super) fn name(app: &str, stream: &str) -> Result<StreamName, Problem> {
     StreamName::new(app, stream).map_err(|error| Problem::not_found(error.to_string()))
 }
 

@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 use super::leg::Leg;
 use super::{Outcome, Stopped};
 use crate::locate;
-use crate::upstream::Connection;
+use crate::upstream::{Connection, Purpose};
 
 /// An origin that takes longer to accept a subscription is left for the next, and an edge, of which there are others.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -68,7 +68,7 @@ impl Leg {
     /// Asks one upstream, and reads what it sends until that ends.
     pub(super) async fn subscribe(&mut self, root: &Upstream, candidate: &Candidate) -> Outcome {
         let url = candidate.grpc_url.as_str();
-        let connection = Connection::shared(&self.trunk.node, url);
+        let connection = Connection::shared(&self.trunk.node, url, Purpose::Streams);
         let patience = if candidate.node.is_some() {
             SUBSCRIBE_TIMEOUT_EDGE
         } else {

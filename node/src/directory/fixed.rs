@@ -2,7 +2,7 @@
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use headwater_media::id::{Epoch, StreamName};
+use headwater_media::id::{Epoch, NodeId, StreamName};
 use tokio::sync::watch;
 
 use super::{Directory, Error, Incarnation, NodeRecord, StreamRecord, Upstream};
@@ -68,6 +68,10 @@ impl Directory for FixedDirectory {
 
     fn nodes(&self) -> Vec<NodeRecord> {
         Vec::new()
+    }
+
+    fn node(&self, _: &NodeId) -> Option<NodeRecord> {
+        None
     }
 
     fn fixed_origins(&self) -> Vec<String> {

@@ -179,6 +179,10 @@ impl Directory for MemoryDirectory {
         self.shared.table().nodes.values().cloned().collect()
     }
 
+    fn node(&self, id: &NodeId) -> Option<NodeRecord> {
+        self.shared.table().nodes.get(id).cloned()
+    }
+
     fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
     }

@@ -194,6 +194,9 @@ pub trait Directory: Send + Sync + 'static {
     /// All nodes that are known. For a fixed list: none.
     fn nodes(&self) -> Vec<NodeRecord>;
 
+    /// The node with this id, if it is known.
+    fn node(&self, id: &NodeId) -> Option<NodeRecord>;
+
     /// gRPC URLs of the origins of a fixed list, else empty: who must be asked what is live.
     fn fixed_origins(&self) -> Vec<String> {
         Vec::new()

@@ -228,6 +228,10 @@ impl Directory for EtcdDirectory {
         self.shared.copy().nodes.values().cloned().collect()
     }
 
+    fn node(&self, id: &NodeId) -> Option<NodeRecord> {
+        self.shared.copy().nodes.get(id).cloned()
+    }
+
     fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
     }
