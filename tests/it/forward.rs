@@ -126,7 +126,7 @@ fn a_session_is_reached_through_any_edge() {
 #[test]
 fn an_edge_that_hangs_is_passed_over_and_does_nothing_late() {
     let options = Options::default().env("HEADWATER_EDGE__VIEWERS_PER_SHARD", "1");
-    let (mut cluster, _publisher) = start(&options);
+    let (cluster, _publisher) = start(&options);
     let (here, there) = (cluster.nodes[1].http, cluster.nodes[2].http);
     // Nobody connects behind it, but the place is taken.
     location(&join(here, &[]));
