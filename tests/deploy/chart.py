@@ -10,6 +10,8 @@ import tomllib
 import helm_python
 import yaml
 
+from kubernetes import Kubernetes
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm/headwater"
 RELEASE, NAMESPACE = "live", "media"
@@ -30,13 +32,17 @@ class Chart:
         self.path = pathlib.Path(directory) / "headwater"
         shutil.copytree(CHART, self.path)
 
-    def render(self, values, release=RELEASE):
-        """The objects that these values make, and NOTES.txt."""
+    def render(self, values, release=RELEASE, there=None, namespace=NAMESPACE):
+        """The objects that these values make, and NOTES.txt. `there`: what runs already, for an upgrade; without it an install."""
         try:
             # Rendering removes disabled sub-charts from a loaded chart: each time a fresh one.
             with helm_python.Chart.load(str(self.path)) as chart:
                 chart.validate_schema(values)
-                files = chart.render(values, name=release, namespace=NAMESPACE, is_install=True)
+                if there is None:
+                    files = chart.render(values, name=release, namespace=namespace, is_install=True)
+                else:
+                    with Kubernetes(there) as kubeconfig, helm_python.Config(kubeconfig_content=kubeconfig, namespace=namespace) as config:
+                        files = config.render(chart, values, name=release, namespace=namespace, is_upgrade=True)
         except helm_python.HelmError as error:
             raise Refused(str(error)) from None
         objects, notes = [], ""
@@ -280,7 +286,8 @@ class Rendered:
 
     def _horizontalpodautoscaler(self, o):
         target = o["spec"]["scaleTargetRef"]
-        if "replicas" in self.get(target["kind"], target["name"])["spec"]:
+        replicas = self.get(target["kind"], target["name"])["spec"].get("replicas", 1)
+        if not o["spec"]["minReplicas"] <= replicas <= o["spec"]["maxReplicas"]:
             self._fault(o, "fights with replicas of what it scales")
 
     def _ingress(self, o):

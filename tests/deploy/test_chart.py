@@ -3,14 +3,20 @@
 The bad ones have the sentence that the user reads. `HEADWATER_BINARY` (or target/debug/headwater) checks the rendered settings.
 """
 
+import base64
 import json
 import os
 import pathlib
 import re
+import shutil
+import socket
 import subprocess
 import tempfile
+import time
 import tomllib
 import unittest
+import urllib.error
+import urllib.request
 
 import helm_python
 import kubernetes_validate
@@ -47,7 +53,8 @@ GOOD = {
     "addresses by STUN": {"edge": {"media": {"exposure": "hostNetwork", "advertise": "stun", "stunServer": "stun.example.com:3478"}}},
     "one public address for all": {"edge": {"replicas": 1, "media": {"advertise": "static", "addresses": ["198.51.100.1", "2001:db8::1"]}}},
     "everything at its smallest": {"origin": {"replicas": 1}, "edge": {"replicas": 1, "media": {"shards": 1, "tcp": False}}, "etcd": {"replicas": 1}},
-    "five etcd members without disks": {"etcd": {"replicas": 5, "persistence": {"enabled": False}}},
+    "five etcd members": {"etcd": {"replicas": 5}},
+    "one etcd member without a disk": {"etcd": {"replicas": 1, "persistence": {"enabled": False}}},
     "an etcd that is there": {"etcd": {**EXTERNAL_ETCD, "auth": {"username": "headwater", "password": "hush-etcd"}}},
     "an etcd that is there, with a Secret": {"etcd": {**EXTERNAL_ETCD, "auth": {"username": "headwater", "existingSecret": "mine", "passwordKey": "pw"}}},
     "an etcd that is there, by TLS": {"etcd": TLS_ETCD},
@@ -59,6 +66,8 @@ GOOD = {
         "origin": {"rtmp": {"service": {"type": "LoadBalancer", "loadBalancerSourceRanges": ["203.0.113.0/24"], "externalTrafficPolicy": "Local"}}},
         "edge": {"http": {"service": {"type": "NodePort", "nodePort": 30080}, "publicUrl": "https://live.example.com"}},
     },
+    "load balanced HTTP": {"edge": {"http": {"service": {"type": "LoadBalancer"}}}},
+    "load balanced HTTP by way of other nodes": {"edge": {"http": {"service": {"type": "LoadBalancer", "externalTrafficPolicy": "Cluster"}}}},
     "autoscaling": {"autoscaling": {"enabled": True, "maxReplicas": 12, "targetLoad": 0.65}},
     "autoscaling with node ports": {"edge": {"maxReplicas": 6, "media": {"exposure": "nodePort"}}, "autoscaling": {"enabled": True, "maxReplicas": 6}},
     "monitoring": {"monitoring": MONITORING},
@@ -106,6 +115,7 @@ BAD = {
     "a URL with a path": ({"edge": {"http": {"publicUrl": "https://live.example.com/x"}}}, "publicUrl"),
     "an endpoint without a scheme": ({"etcd": {"enabled": False, "endpoints": ["etcd:2379"]}}, "endpoints"),
     "no etcd": ({"etcd": {"enabled": False}}, "etcd.endpoints has to name the members"),
+    "etcd members that lose their data": ({"etcd": {"persistence": {"enabled": False}}}, "works with etcd.replicas=1 only"),
     "two etcds": ({"etcd": {"endpoints": ["http://etcd:2379"]}}, "set etcd.enabled=false"),
     "a password at the release's etcd": ({"etcd": {"auth": {"username": "u", "password": "p"}}}, "etcd.auth is for an etcd that is there"),
     "a name without a password": ({"etcd": {**EXTERNAL_ETCD, "auth": {"username": "u"}}}, "needs etcd.auth.password"),
@@ -137,6 +147,72 @@ BAD = {
     "a secret among the settings": ({"config": {"auth.play_token": "t"}}, "doesn't belong into a pod's specification"),
     "a setting that is no key": ({"config": {"RTMP.Listen": "x"}}, "RTMP.Listen"),
 }
+
+
+def there(kind, name, spec, version="apps/v1"):
+    """An object of the release as the API server has it."""
+    return {"apiVersion": version, "kind": kind, "metadata": {"name": f"live-{name}", "namespace": NAMESPACE}, "spec": spec}
+
+
+def edges(replicas, kind="Deployment"):
+    return there(kind, "headwater-edge", {"replicas": replicas})
+
+
+def etcd(replicas=3, size="2Gi", storage_class=None):
+    claim = {"metadata": {"name": "data"}, "spec": {"resources": {"requests": {"storage": size}}, **({"storageClassName": storage_class} if storage_class else {})}}
+    return there("StatefulSet", "etcd", {"replicas": replicas, **({"volumeClaimTemplates": [claim]} if size else {})})
+
+
+SCALER = there("HorizontalPodAutoscaler", "headwater-edge", {}, "autoscaling/v2")
+SCALED = {"autoscaling": {"enabled": True, "minReplicas": 2, "maxReplicas": 8}}
+
+# Upgrades that would break what runs: what is there, the new values, and the sentence.
+BAD_UPGRADES = {
+    "other members": ([etcd(3)], {"etcd": {"replicas": 5}}, "etcd.replicas was 3 when"),
+    "larger disks": ([etcd()], {"etcd": {"persistence": {"size": "4Gi"}}}, "etcd.persistence.size was 2Gi when this release was installed and can't become 4Gi"),
+    "another class": ([etcd()], {"etcd": {"persistence": {"storageClass": "fast"}}}, 'storageClass was "" when .* can\'t become "fast"'),
+    "the default class": ([etcd(storage_class="fast")], {}, 'storageClass was "fast" when .* can\'t become ""'),
+    "no disks": ([etcd(1)], {"etcd": {"replicas": 1, "persistence": {"enabled": False}}}, "etcd.persistence.enabled was true when"),
+    "disks": ([etcd(1, size=None)], {"etcd": {"replicas": 1}}, "etcd.persistence.enabled was false when"),
+    "six edges become two": ([edges(6), SCALER], {}, "the 6 edges that run would become edge.replicas=2 at once: set edge.replicas=6"),
+}
+
+
+def ports(count):
+    """URLs of free ports of loopback."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    urls = [f"http://127.0.0.1:{s.getsockname()[1]}" for s in sockets]
+    for s in sockets:
+        s.close()
+    return urls
+
+
+class Upgrades(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.chart = Chart()
+
+    def test_those_that_would_break_what_runs_are_refused(self):
+        for name, (objects, values, sentence) in BAD_UPGRADES.items():
+            with self.subTest(upgrade=name), self.assertRaises(Refused) as refused:
+                self.chart.render(values, there=objects)
+            self.assertRegex(str(refused.exception), sentence, name)
+
+    def test_etcd_stays_as_it_was_installed(self):
+        for objects, persistence in (([etcd()], {}), ([etcd()], {"size": "2048Mi"}), ([etcd(storage_class="fast")], {"storageClass": "fast"}), ([], {"size": "4Gi"})):
+            self.chart.render({"etcd": {"persistence": persistence}}, there=objects)
+
+    def test_the_autoscalers_edges_stay(self):
+        for running, rendered in ((6, 6), (1, 2), (20, 8), (0, 2)):
+            for kind, exposure in (("Deployment", "hostPort"), ("StatefulSet", "loadBalancer")):
+                objects, _ = self.chart.render({**SCALED, "edge": {"maxReplicas": 8, "media": {"exposure": exposure}}}, there=[edges(running, kind), SCALER])
+                self.assertEqual(objects.workload("edge")["spec"]["replicas"], rendered)
+        # Nothing is there before the first install, and nothing is known to `helm template`.
+        self.assertEqual(self.chart.render(SCALED)[0].workload("edge")["spec"]["replicas"], 2)
+
+    def test_without_the_autoscaler_edges_are_as_many_as_said(self):
+        for objects, replicas in (([edges(6), SCALER], 6), ([edges(6), SCALER], 7), ([edges(6)], 2)):
+            self.assertEqual(self.chart.render({"edge": {"replicas": replicas}}, there=objects)[0].workload("edge")["spec"]["replicas"], replicas)
 
 
 class Rendering(unittest.TestCase):
@@ -266,6 +342,68 @@ class Rendering(unittest.TestCase):
         self.assertEqual(edge["HEADWATER_EDGE__LIMITS__REQUESTS_PER_SECOND"], "20")
         self.assertEqual(edge["HEADWATER_EDGE__LIMITS__CONNECTIONS_PER_ADDRESS"], "0")
 
+    def test_limits_per_address_hold_where_viewers_addresses_are_known(self):
+        limits = ("HEADWATER_EDGE__LIMITS__REQUESTS_PER_SECOND", "HEADWATER_EDGE__LIMITS__CONNECTIONS_PER_ADDRESS")
+        for name, policy, off in (
+            ("defaults", None, False), ("load balanced HTTP", "Local", False), ("load balanced HTTP by way of other nodes", "Cluster", True),
+            ("load balanced services", "Cluster", True), ("ingress", None, True),
+        ):
+            rendered = self.rendered[name][0]
+            environment = rendered.environment("edge", "e-0")
+            self.assertEqual([environment.get(limit) for limit in limits], ["0", "0"] if off else [None, None], name)
+            self.assertEqual(rendered.get("Service", "live-headwater-http")["spec"].get("externalTrafficPolicy"), policy, name)
+
+    def test_publishers_come_back_to_their_origin_where_clouds_allow_it(self):
+        for name, affinity in (("defaults", "ClientIP"), ("load balanced services", "None")):
+            self.assertEqual(self.rendered[name][0].get("Service", "live-headwater-rtmp")["spec"]["sessionAffinity"], affinity)
+
+    def test_etcds_disks_go_with_the_release(self):
+        kept = {name: self.rendered[name][0].get("StatefulSet", "live-etcd")["spec"].get("persistentVolumeClaimRetentionPolicy")
+                for name in ("defaults", "one etcd member without a disk")}
+        self.assertEqual(kept, {"defaults": {"whenDeleted": "Delete", "whenScaled": "Retain"}, "one etcd member without a disk": None})
+
+    def test_an_etcd_at_its_quota_is_not_killed(self):
+        if not shutil.which("etcd"):
+            self.skipTest("no etcd")
+        container = self.rendered["defaults"][0].container("etcd")
+        with tempfile.TemporaryDirectory() as directory:
+            client, peer, metrics = ports(3)
+            given = {"data-dir": f"{directory}/data", "listen-client-urls": client, "advertise-client-urls": client, "listen-peer-urls": peer,
+                     "initial-advertise-peer-urls": peer, "initial-cluster": f"default={peer}", "listen-metrics-urls": metrics, "quota-backend-bytes": 1 << 20}
+            # Full after a few writes.
+            process = subprocess.Popen(["etcd", *(f"--{key}={value}" for key, value in given.items())], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                def health(probe):
+                    try:
+                        return urllib.request.urlopen(metrics + container[probe]["httpGet"]["path"], timeout=2).status
+                    except urllib.error.HTTPError as error:
+                        return error.code
+                    except OSError:
+                        return None
+
+                self.until(lambda: health("readinessProbe") == 200)
+                put = json.dumps({"key": "a2V5", "value": base64.b64encode(bytes(1 << 19)).decode()}).encode()
+
+                def full():
+                    try:
+                        urllib.request.urlopen(client + "/v3/kv/put", put, timeout=5)
+                    except urllib.error.HTTPError as error:
+                        return b"space exceeded" in error.read()
+                    return False
+
+                self.until(full)
+                self.until(lambda: health("readinessProbe") == 503)
+                self.assertEqual((health("livenessProbe"), health("startupProbe")), (200, 200))
+            finally:
+                process.kill()
+                process.wait()
+
+    def until(self, holds):
+        end = time.monotonic() + 20
+        while not holds():
+            self.assertLess(time.monotonic(), end, "it took longer than 20 s")
+            time.sleep(0.05)
+
     def test_edges_scale_by_their_load(self):
         scaler = self.rendered["autoscaling"][0].of("HorizontalPodAutoscaler")[0]["spec"]
         self.assertEqual((scaler["minReplicas"], scaler["maxReplicas"]), (2, 12))
@@ -281,7 +419,7 @@ class Rendering(unittest.TestCase):
         self.assertEqual(origin["HEADWATER_DIRECTORY__USERNAME"], "headwater")
 
     def test_nodes_know_all_members_of_etcd(self):
-        environment = self.rendered["five etcd members without disks"][0].environment("edge", "e")
+        environment = self.rendered["five etcd members"][0].environment("edge", "e")
         self.assertEqual(environment["HEADWATER_DIRECTORY__ETCD"].split(","),
                          [f"http://live-etcd-{i}.live-etcd.{NAMESPACE}.svc:2379" for i in range(5)])
 

@@ -102,6 +102,37 @@ HEADWATER_{{ upper . | replace "." "__" }}
 {{- if has .Values.edge.media.exposure (list "nodePort" "loadBalancer") }}true{{ end -}}
 {{- end -}}
 
+{{- define "headwater.edge.kind" -}}
+{{- ternary "StatefulSet" "Deployment" (eq (include "headwater.edge.numbered" .) "true") -}}
+{{- end -}}
+
+{{/* How many edges. Under the autoscaler as many as there are: without a number the API server would make it one, and all but one would drain at once. */}}
+{{- define "headwater.edge.replicas" -}}
+{{- if .Values.autoscaling.enabled -}}
+{{- $live := lookup "apps/v1" (include "headwater.edge.kind" .) .Release.Namespace (printf "%s-edge" (include "headwater.fullname" .)) -}}
+{{- $running := dig "spec" "replicas" 0 $live | int -}}
+{{- $running | max (int .Values.autoscaling.minReplicas) | min (int .Values.autoscaling.maxReplicas) -}}
+{{- else -}}
+{{- int .Values.edge.replicas -}}
+{{- end -}}
+{{- end -}}
+
+{{/* "true" where viewers' requests come from addresses that many share: a proxy's, or the nodes', which forward them. */}}
+{{- define "headwater.edge.sharedAddresses" -}}
+{{- $http := .Values.edge.http -}}
+{{- $forwarded := and (ne $http.service.type "ClusterIP") (eq (include "headwater.trafficPolicy" $http.service) "Cluster") -}}
+{{- if or $http.behindProxy $http.ingress.enabled $forwarded }}true{{ end -}}
+{{- end -}}
+
+{{/* A quantity of memory or disk in bytes: API servers write 2048Mi as 2Gi. */}}
+{{- define "headwater.bytes" -}}
+{{- $text := toString . -}}
+{{- $number := regexFind "^[0-9.]+" $text | float64 -}}
+{{- $unit := regexFind "[A-Za-z]*$" $text -}}
+{{- $scale := dict "" 1 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- printf "%.0f" (mulf $number (get $scale $unit)) -}}
+{{- end -}}
+
 {{- define "headwater.edge.publicUrl" -}}
 {{- $ingress := .Values.edge.http.ingress -}}
 {{- if .Values.edge.http.publicUrl }}{{ .Values.edge.http.publicUrl }}
@@ -338,11 +369,16 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* A Service's part that depends on its type: (dict "service" .Values.edge.http.service). */}}
+{{/* Local keeps the address of whoever connects, but a node without a pod of ours takes nothing: a load balancer knows those, who was told a node doesn't. */}}
+{{- define "headwater.trafficPolicy" -}}
+{{- .externalTrafficPolicy | default (ternary "Local" "Cluster" (eq .type "LoadBalancer")) -}}
+{{- end -}}
+
+{{/* A Service's part that depends on its type, from its values. */}}
 {{- define "headwater.exposure" -}}
 type: {{ .type }}
 {{- if ne .type "ClusterIP" }}
-externalTrafficPolicy: {{ .externalTrafficPolicy }}
+externalTrafficPolicy: {{ include "headwater.trafficPolicy" . }}
 {{- end }}
 {{- if eq .type "LoadBalancer" }}
 {{- with .loadBalancerClass }}
