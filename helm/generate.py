@@ -2,7 +2,8 @@
 """Writes what follows from headwater/values.yaml and values.schema.json; `--check` only says whether it is up to date.
 
 - headwater/README.md: the table of values, from the comments;
-- headwater/charts/etcd/values.yaml and values.schema.json: the `etcd` section, by which the sub-chart stands alone.
+- headwater/charts/etcd/values.yaml and values.schema.json: the `etcd` section, by which the sub-chart stands alone;
+- in headwater/values.schema.json the keys that `config` may have, from deploy/headwater.toml.
 
 Every key has a comment above it, a section's included. A key whose children have none is shown whole, with its default.
 """
@@ -11,6 +12,7 @@ import json
 import pathlib
 import re
 import sys
+import textwrap
 
 CHART = pathlib.Path(__file__).resolve().parent / "headwater"
 BEGIN, END = "<!-- values: begin, written by ../generate.py -->\n", "<!-- values: end -->\n"
@@ -101,11 +103,29 @@ def etcd_schema(schema):
     return json.dumps(own, indent=2) + "\n"
 
 
+def settings():
+    """The keys of deploy/headwater.toml, those in comments included."""
+    section = ""
+    for line in (CHART.parents[1] / "deploy/headwater.toml").read_text().splitlines():
+        if match := re.match(r"\[([a-z_.]+)\]", line):
+            section = match[1] + "."
+        elif match := re.match(r"(?:# )?([a-z_]+) = ", line):
+            yield section + match[1]
+
+
+def with_settings(schema):
+    """The schema's text with the keys of settings in it; the rest as it was written."""
+    keys = textwrap.fill(", ".join(json.dumps(key) for key in sorted(settings())), 150, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    return re.sub(r'"propertyNames": \{"enum": \[[^]]*\]\}', lambda _: f'"propertyNames": {{"enum": [\n{keys}\n      ]}}', schema)
+
+
 def main():
     import yaml
     values = (CHART / "values.yaml").read_text()
-    schema = json.loads((CHART / "values.schema.json").read_text())
+    schema_text = with_settings((CHART / "values.schema.json").read_text())
+    schema = json.loads(schema_text)
     written = {
+        CHART / "values.schema.json": schema_text,
         CHART / "README.md": readme(values, yaml.safe_load(values)),
         CHART / "charts/etcd/values.yaml": etcd_values(values),
         CHART / "charts/etcd/values.schema.json": etcd_schema(schema),

@@ -66,6 +66,7 @@ GOOD = {
         "origin": {"rtmp": {"service": {"type": "LoadBalancer", "loadBalancerSourceRanges": ["203.0.113.0/24"], "externalTrafficPolicy": "Local"}}},
         "edge": {"http": {"service": {"type": "NodePort", "nodePort": 30080}, "publicUrl": "https://live.example.com"}},
     },
+    "ingress for all below": {"edge": {"http": {"ingress": {"enabled": True, "host": "*.example.com", "tlsSecret": "live-tls"}}}},
     "load balanced HTTP": {"edge": {"http": {"service": {"type": "LoadBalancer"}}}},
     "load balanced HTTP by way of other nodes": {"edge": {"http": {"service": {"type": "LoadBalancer", "externalTrafficPolicy": "Cluster"}}}},
     "autoscaling": {"autoscaling": {"enabled": True, "maxReplicas": 12, "targetLoad": 0.65}},
@@ -91,7 +92,7 @@ GOOD = {
             "nodeSelector": {"pool": "media"}, "tolerations": [{"key": "media", "operator": "Exists"}], "priorityClassName": "high",
             "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
                 {"matchExpressions": [{"key": "pool", "operator": "In", "values": ["media"]}]}]}}},
-            "podAnnotations": {"example.com/a": "b"}, **more,
+            "podAnnotations": {"example.com/a": "b", "prometheus.io/scrape": "false"}, **more,
         }
         for role, more in {
             "etcd": {},
@@ -134,8 +135,30 @@ BAD = {
     "too few addresses": ({"edge": {"media": {"exposure": "loadBalancer", "advertise": "static", "addresses": ["198.51.100.1", "198.51.100.2"]}}}, "one for each of edge.maxReplicas=4"),
     "ports past the end": ({"edge": {"media": {"port": 65530, "shards": 8}}}, "would end at 65537"),
     "node ports past the end": ({"edge": {"media": {"exposure": "nodePort", "shards": 64, "nodePort": {"first": 65400}}}}, "would end at 65655"),
-    "media on the port of HTTP": ({"edge": {"media": {"port": 8079}}}, r"includes edge\.http\.port"),
-    "media on the admin port": ({"edge": {"media": {"port": 9590, "shards": 16}}}, "includes admin's 9600"),
+    "media on the port of HTTP": ({"edge": {"media": {"port": 8079}}}, r"include edge\.http\.port"),
+    "media on the admin port": ({"edge": {"media": {"port": 9590, "shards": 16}}}, "include admin's 9600"),
+    "node ports on the port of HTTP": ({"edge": {"http": {"port": 30041}, "media": {"exposure": "nodePort"}}}, r"include edge\.http\.port"),
+    "node ports on another Service's": (
+        {"edge": {"media": {"exposure": "nodePort"}}, "origin": {"rtmp": {"service": {"type": "NodePort", "nodePort": 30047}}}}, "30040 to 30047 include origin.rtmp.service.nodePort=30047"),
+    "HTTP on the admin port": ({"edge": {"http": {"port": 9600}}}, "edge.http.port=9600 is the port of admin"),
+    "HTTP on the port of gRPC": ({"edge": {"http": {"port": 7071}}}, "edge.http.port=7071 is the port of gRPC"),
+    "RTMP on the port of gRPC": ({"origin": {"rtmp": {"port": 7070}}}, "origin.rtmp.port=7070 is the port of gRPC"),
+    "RTMP on the admin port": ({"origin": {"rtmp": {"port": 9600}}}, "origin.rtmp.port=9600 is the port of admin"),
+    "HTTP on a port that needs root": ({"edge": {"http": {"port": 80}}}, "(?s)edge.http.port.*1,?024"),
+    "RTMP on a port that needs root": ({"origin": {"rtmp": {"port": 1023}}}, "(?s)origin.rtmp.port.*1,?024"),
+    "a budget of nothing": ({"edge": {"podDisruptionBudget": {"maxUnavailable": 0}}}, "podDisruptionBudget.maxUnavailable"),
+    "a budget of more than all": ({"origin": {"podDisruptionBudget": {"maxUnavailable": "500%"}}}, "podDisruptionBudget.maxUnavailable"),
+    "a network that is none": ({"edge": {"http": {"service": {"loadBalancerSourceRanges": ["999.1.1.1/99"]}}}}, "loadBalancerSourceRanges"),
+    "a network of slashes": ({"edge": {"http": {"service": {"loadBalancerSourceRanges": ["1/1/1/1/8"]}}}}, "loadBalancerSourceRanges"),
+    "a network too long": ({"edge": {"http": {"service": {"loadBalancerSourceRanges": ["10.0.0.0/33"]}}}}, "loadBalancerSourceRanges"),
+    "any host": ({"edge": {"http": {"ingress": {"enabled": True, "host": "*"}}}}, "ingress.host"),
+    "a label by which pods are selected": ({"edge": {"podLabels": {"app.kubernetes.io/component": "x"}}}, "edge.podLabels sets app.kubernetes.io/component, by which"),
+    "no repository": ({"image": {"repository": ""}}, "image.repository"),
+    "an account that can't be": ({"serviceAccount": {"name": "Bad Name"}}, "serviceAccount.name"),
+    "one address for two edges": ({"edge": {"media": {"advertise": "static", "addresses": ["198.51.100.1"]}}}, "all 2 edges would tell viewers the same address"),
+    "one address for edges to come": (
+        {"edge": {"replicas": 1, "media": {"advertise": "static", "addresses": ["198.51.100.1"]}}, "autoscaling": {"enabled": True}}, "all 4 edges would tell"),
+    "one address for four load balancers": ({"edge": {"media": {"exposure": "loadBalancer", "advertise": "static", "addresses": ["198.51.100.1"]}}}, "one address for edge.maxReplicas=4"),
     "more edges than Services": ({"edge": {"replicas": 5, "media": {"exposure": "nodePort"}}}, "edge.replicas=5 is more than edge.maxReplicas=4"),
     "scaling past the Services": (
         {"edge": {"media": {"exposure": "nodePort"}}, "autoscaling": {"enabled": True, "maxReplicas": 9}}, "autoscaling.maxReplicas=9 is more than edge.maxReplicas=4"),
@@ -146,6 +169,7 @@ BAD = {
     "a setting that the chart makes": ({"edge": {"config": {"edge.media": "0.0.0.0:9"}}}, "edge.config sets edge.media, which the chart sets: use edge.media.port"),
     "a secret among the settings": ({"config": {"auth.play_token": "t"}}, "doesn't belong into a pod's specification"),
     "a setting that is no key": ({"config": {"RTMP.Listen": "x"}}, "RTMP.Listen"),
+    "a setting that is misspelt": ({"edge": {"config": {"edge.egress_mpbs_max": 8000}}}, "edge.egress_mpbs_max"),
 }
 
 
@@ -299,11 +323,11 @@ class Rendering(unittest.TestCase):
         self.assertEqual(told("defaults"), ("192.0.2.7", "0.0.0.0:8700"))
         self.assertEqual(told("host network"), ("192.0.2.7", "0.0.0.0:8700"))
         self.assertEqual(told("node ports"), ("192.0.2.7", "0.0.0.0:31004"))
-        self.assertEqual(told("node ports, no TCP, public addresses"), ("198.51.100.2", "0.0.0.0:30702"))
+        self.assertEqual(told("node ports, no TCP, public addresses"), ("198.51.100.2", "0.0.0.0:30042"))
         self.assertEqual(told("load balancers"), ("198.51.100.2", "0.0.0.0:8700"))
         self.assertEqual(told("load balancers' own addresses"), ("service:media/live-headwater-edge-media-1", "0.0.0.0:8700"))
         self.assertEqual(told("external addresses of nodes"), ("node:node-1", "0.0.0.0:8700"))
-        self.assertEqual(told("external addresses of nodes, node ports"), ("node:node-1", "0.0.0.0:30702"))
+        self.assertEqual(told("external addresses of nodes, node ports"), ("node:node-1", "0.0.0.0:30042"))
         self.assertEqual(told("addresses by STUN"), ("stun:stun.example.com:3478", "0.0.0.0:8700"))
         self.assertEqual(told("one public address for all"), ("198.51.100.1,2001:db8::1", "0.0.0.0:8700"))
         self.assertEqual(told("IPv6"), ("192.0.2.7", "[::]:8700"))

@@ -136,7 +136,7 @@ HEADWATER_{{ upper . | replace "." "__" }}
 {{- define "headwater.edge.publicUrl" -}}
 {{- $ingress := .Values.edge.http.ingress -}}
 {{- if .Values.edge.http.publicUrl }}{{ .Values.edge.http.publicUrl }}
-{{- else if and $ingress.enabled $ingress.host }}{{ ternary "https" "http" (ne $ingress.tlsSecret "") }}://{{ $ingress.host }}
+{{- else if and $ingress.enabled $ingress.host (not (hasPrefix "*" $ingress.host)) }}{{ ternary "https" "http" (ne $ingress.tlsSecret "") }}://{{ $ingress.host }}
 {{- end -}}
 {{- end -}}
 
@@ -340,16 +340,12 @@ labels:
   {{- toYaml . | nindent 2 }}
   {{- end }}
 annotations:
-  kubectl.kubernetes.io/default-container: {{ .role }}
+  {{- $ours := dict "kubectl.kubernetes.io/default-container" .role }}
   {{- if .root.Values.monitoring.annotations }}
-  prometheus.io/scrape: "true"
-  prometheus.io/port: "9600"
-  prometheus.io/path: /metrics
+  {{- $ours = merge $ours (dict "prometheus.io/scrape" "true" "prometheus.io/port" "9600" "prometheus.io/path" "/metrics") }}
   {{- end }}
   {{- include "headwater.checksums" . | nindent 2 }}
-  {{- with .values.podAnnotations }}
-  {{- toYaml . | nindent 2 }}
-  {{- end }}
+  {{- merge (dict) .values.podAnnotations $ours | toYaml | nindent 2 }}
 {{- end -}}
 
 {{/* Pods are replaced when what they read at their start changes. */}}
