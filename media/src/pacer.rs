@@ -7,6 +7,7 @@
 //! | viewer | at the live edge | while it runs up to the live edge ([`Pacer::handle_start`]) |
 //! |---|---|---|
 //! | tells when packets arrive (transport-cc) | 1.5 × estimate; 2.5 × the rendition before the first one | the estimate itself; 2.5 × the rendition before the first one |
+//! | the same, whose link has shown no limit | at least 2 Mbit/s: a still or dark picture, of which little is sent, proves little | the same |
 //! | does not | not paced | 1.75 × the rendition, after 2 s a quarter more every 500 ms until it reports losses |
 
 use std::time::{Duration, Instant};
@@ -25,6 +26,8 @@ const PIECE: Duration = Duration::from_millis(8);
 const RATE_MIN: u64 = 100_000;
 /// The rendition's bitrate as long as it is not known (bits per second).
 const MEDIA_RATE_ASSUMED: u64 = 2_000_000;
+/// A link that has shown no limit is taken to carry so much (bits per second), however little has been sent.
+const UNLIMITED_RATE_MIN: u64 = 2_000_000;
 /// The rate at which a viewer without feedback runs up at most (bits per second): a receiver with the kernel's default buffer of
 /// 208 kB loses packets when more comes before it is scheduled.
 const UNINFORMED_RATE_MAX: u64 = 64_000_000;
@@ -165,7 +168,12 @@ impl Pacer {
                         None => carried.saturating_mul(3) / 2,
                     };
                     // A link without a queue carries what is sent, however little it was estimated at when less was sent.
-                    rate.max(self.media_rate.saturating_mul(5) / 4)
+                    let rate = rate.max(self.media_rate.saturating_mul(5) / 4);
+                    if estimate.limited {
+                        rate
+                    } else {
+                        rate.max(UNLIMITED_RATE_MIN)
+                    }
                 }
             }
         };
@@ -258,6 +266,7 @@ mod tests {
         Estimate {
             rate: Bitrate(rate),
             overused,
+            limited: true,
         }
     }
 
@@ -295,6 +304,30 @@ mod tests {
         assert_eq!(rate(&informed, now), Some(1_000_000));
         informed.handle_estimate(now, estimate(1_000_000, false));
         assert_eq!(rate(&informed, now), Some(2_500_000));
+    }
+
+    #[test]
+    fn a_dark_picture_says_little_of_the_link() {
+        let now = testkit::start();
+        let mut pacer = pacer(true, now);
+        pacer.handle_media_rate(now, Some(Bitrate(12_000)));
+        let dark = Estimate {
+            limited: false,
+            ..estimate(30_000, false)
+        };
+        pacer.handle_estimate(now, dark);
+        assert_eq!(rate(&pacer, now), Some(UNLIMITED_RATE_MIN));
+        // A queue is one, and a limit once seen is one.
+        pacer.handle_estimate(
+            now,
+            Estimate {
+                overused: true,
+                ..dark
+            },
+        );
+        assert_eq!(rate(&pacer, now), Some(RATE_MIN));
+        pacer.handle_estimate(now, estimate(300_000, false));
+        assert_eq!(rate(&pacer, now), Some(450_000));
     }
 
     #[test]

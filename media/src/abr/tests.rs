@@ -89,6 +89,7 @@ impl Scene {
             let estimate = Estimate {
                 rate: Bitrate(self.link),
                 overused,
+                limited: true,
             };
             self.abr.handle_estimate(self.now, estimate, self.queue);
             self.perform();
@@ -189,6 +190,7 @@ fn a_low_moment_without_a_queue_is_waited_for() {
         let estimate = Estimate {
             rate: Bitrate(scene.link),
             overused: false,
+            limited: true,
         };
         scene
             .abr
@@ -318,6 +320,7 @@ fn what_is_probed_for_must_flow_and_so_must_the_one_below() {
         let estimate = Estimate {
             rate: Bitrate(1_600_000),
             overused: false,
+            limited: true,
         };
         scene
             .abr
@@ -368,6 +371,7 @@ fn a_stream_without_renditions_needs_no_decision() {
     let estimate = Estimate {
         rate: Bitrate(1),
         overused: true,
+        limited: true,
     };
     abr.handle_estimate(now, estimate, Duration::from_secs(9));
     assert_eq!((abr.poll_output(), abr.target()), (None, None));

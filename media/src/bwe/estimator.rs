@@ -58,6 +58,9 @@ pub struct Estimate {
     pub rate: Bitrate,
     /// A queue stands in the network: sending more than `rate` makes it longer.
     pub overused: bool,
+    /// The link has shown a limit: by a queue, by losses or by a probe that came through slower. Before it has, `rate` says what was sent rather than
+    /// what it carries.
+    pub limited: bool,
 }
 
 /// See [`crate::bwe`]. Feed it each feedback message; then look whether a probe ended. 2 KB.
@@ -65,6 +68,7 @@ pub struct Estimate {
 pub struct Estimator {
     rate: Option<u64>,
     overused: bool,
+    limited: bool,
     delay: Delay,
     carried: Carried,
     loss: Loss,
@@ -150,6 +154,7 @@ impl Estimator {
         self.rate.map(|rate| Estimate {
             rate: Bitrate(rate.min(limit)),
             overused: self.overused,
+            limited: self.limited,
         })
     }
 
@@ -203,6 +208,7 @@ impl Estimator {
             self.distrusted = Some(now + wait);
         }
         self.trains.clear();
+        self.limited = true;
         self.fell = Some(now);
         self.rate = Some(self.rate.map_or(to, |rate| rate.min(to)));
     }
@@ -251,6 +257,7 @@ impl Estimator {
             self.rate = Some(self.rate.map_or(carried, |rate| rate.max(carried)));
             self.link.forget_below(carried);
         } else {
+            self.limited = true;
             let arrives = self.carried.rate(None, CARRIED_SPAN, CARRIED_SPAN_MIN);
             let bound = (carried / 20 * 19).max(arrives.unwrap_or(0));
             self.rate = self.rate.map(|rate| rate.min(bound));

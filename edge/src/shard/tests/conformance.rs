@@ -229,6 +229,7 @@ async fn each_idr_comes_behind_its_parameter_sets_and_no_packet_is_too_long() {
         let wide = Estimate {
             rate: Bitrate(100_000_000),
             overused: false,
+            limited: true,
         };
         world.core.handle_estimate(world.now, peer.id, wide);
         let backlog: Vec<_> = (0..30).map(|_| world.picture()).collect();
