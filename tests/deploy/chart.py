@@ -280,7 +280,7 @@ class Rendered:
                 if port.get("endPort", 65535) < (port["port"] if isinstance(port["port"], int) else 0):
                     self._fault(o, "a range of ports ends before it begins")
             for peer in rule.get("from", []):
-                if "podSelector" in peer and not self._selected(peer["podSelector"]["matchLabels"]):
+                if "podSelector" in peer and not self._selected(peer["podSelector"].get("matchLabels", {})):
                     self._fault(o, "lets in pods that don't exist")
         return None
 

@@ -4,6 +4,7 @@ The bad ones have the sentence that the user reads. `HEADWATER_BINARY` (or targe
 """
 
 import base64
+import hashlib
 import json
 import os
 import pathlib
@@ -85,7 +86,7 @@ GOOD = {
     },
     "no policies, no accounts, no test": {
         "networkPolicy": {"enabled": False}, "serviceAccount": {"create": False}, "test": {"enabled": False},
-        "monitoring": {"annotations": False}, "origin": {"podDisruptionBudget": {"enabled": False}},
+        "monitoring": {"annotations": False}, "origin": {"podDisruptionBudget": {"enabled": False}}, "etcd": {"scrapeAnnotations": False},
     },
     "placement": {
         role: {
@@ -101,7 +102,10 @@ GOOD = {
                      "extraVolumes": [{"name": "scratch", "emptyDir": {}}], "extraVolumeMounts": [{"name": "scratch", "mountPath": "/scratch"}]},
         }.items()
     },
-    "long names": {"fullnameOverride": "a" * 40},
+    "long names": {"fullnameOverride": "a" * 32},
+    "a cluster of several releases": {
+        "cluster": "live", "etcd": EXTERNAL_ETCD, "networkPolicy": {"grpcFrom": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "media-2"}}}]},
+    },
 }
 
 BAD = {
@@ -458,7 +462,20 @@ class Rendering(unittest.TestCase):
         rendered = self.rendered["monitoring"][0]
         import yaml
         groups = [g for path in sorted((ROOT / "deploy/prometheus").glob("*.rules.yaml")) for g in yaml.safe_load(path.read_text())["groups"]]
-        self.assertEqual(rendered.of("PrometheusRule")[0]["spec"]["groups"], groups)
+        ours = rendered.of("PrometheusRule")[0]["spec"]["groups"]
+        for group, original in zip(ours, groups, strict=True):
+            for rule, plain in zip(group["rules"], original["rules"], strict=True):
+                # Each selector asks for the namespace, and nothing else is different.
+                for selector in re.findall(r"(?<![\w:])(?:headwater_|headwater:|etcd_|kube_|up\b)[\w:]*(.{17})", rule["expr"]):
+                    self.assertEqual(selector, '{namespace="media', rule["expr"])
+                rest = rule["expr"].replace('{namespace="media"}', "").replace('namespace="media",', "").replace('"live-headwater-', '".*headwater-')
+                self.assertEqual(rest, plain["expr"])
+                self.assertEqual(rule["labels"], {**plain.get("labels", {}), "namespace": "media"})
+        with tempfile.TemporaryDirectory() as directory:
+            file = pathlib.Path(directory) / "rules.yaml"
+            file.write_text(yaml.safe_dump({"groups": ours}))
+            done = subprocess.run(["promtool", "check", "rules", str(file)], capture_output=True, text=True, check=False)
+            self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
         for path in (ROOT / "deploy/grafana").glob("*.json"):
             data = rendered.get("ConfigMap", f"live-headwater-{path.stem}")["data"][path.name]
             self.assertEqual(json.loads(data), json.loads(path.read_text()))
@@ -468,9 +485,44 @@ class Rendering(unittest.TestCase):
         for text in ("anyone may publish", "anyone may watch", "UDP 8700 to 8701 and TCP 8700", "no alerts"):
             self.assertIn(text, notes["defaults"])
         self.assertNotIn("anyone", notes["tokens"])
+        self.assertIn("prometheus-adapter", notes["autoscaling"])
+        self.assertIn("any pod may write to etcd", notes["no policies, no accounts, no test"])
+        self.assertIn("nothing tells Prometheus", notes["no policies, no accounts, no test"])
+        self.assertIn("firewall", notes["host network"])
+        self.assertIn("2 edges want 2 nodes", notes["defaults"])
+        self.assertNotIn("A node takes one edge", notes["everything at its smallest"])
         self.assertIn("UDP and TCP 31000 to 31015", notes["node ports"])
         self.assertIn("https://live.example.com/play/live/NAME", notes["ingress"])
         self.assertIn("edge.media.addresses, in the order", notes["load balancers"])
+
+    def test_nodes_of_all_namespaces_differ_in_an_etcd_that_they_share(self):
+        environments = {}
+        for namespace, values in (("media", {}), ("media", {"etcd": EXTERNAL_ETCD}), ("n" * 63, {"etcd": EXTERNAL_ETCD, "fullnameOverride": "a" * 32})):
+            rendered, _ = self.chart.render(values, namespace=namespace)
+            # As long as a Deployment's pods can be called.
+            pod = rendered.workload("edge")["metadata"]["name"] + "-0123456789-abcde"
+            environment = rendered.environment("edge", pod)
+            environments[namespace, not values] = environment["HEADWATER_ID"].removesuffix(pod), environment["HEADWATER_CLUSTER"]
+            self.assertRegex(environment["HEADWATER_ID"] + " " + environment["HEADWATER_CLUSTER"], r"^[\w.-]{1,63} [\w.-]{1,63}$")
+        hashed = hashlib.sha256(b"n" * 63).hexdigest()[:8] + "."
+        self.assertEqual(list(environments.values()), [("", "live-headwater"), ("media.", "media.live-headwater"), (hashed, hashed + "a" * 32)])
+
+    def test_only_those_who_need_it_reach_admin_and_grpc(self):
+        def peers(name, role, port):
+            [rule] = [r for r in self.rendered[name][0].get("NetworkPolicy", role)["spec"]["ingress"] if r["ports"][0]["port"] == port]
+            return rule["from"]
+
+        own = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "headwater", "app.kubernetes.io/instance": "live"}}}
+        for role, port in (("live-headwater-origin", "admin"), ("live-headwater-edge", "admin"), ("live-etcd", "metrics")):
+            self.assertEqual(peers("defaults", role, port), [{"podSelector": {}}, {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}])
+        for role in ("live-headwater-origin", "live-headwater-edge"):
+            self.assertEqual(peers("defaults", role, "grpc"), [own])
+            self.assertEqual(peers("a cluster of several releases", role, "grpc"), [own, {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "media-2"}}}])
+
+    def test_every_pod_that_has_metrics_can_be_found(self):
+        for name, wanted in (("defaults", {"etcd": "2381", "origin": "9600", "edge": "9600"}), ("no policies, no accounts, no test", {"etcd": None, "origin": None, "edge": None})):
+            for role, port in wanted.items():
+                self.assertEqual(pod_of(self.rendered[name][0].workload(role))["metadata"].get("annotations", {}).get("prometheus.io/port"), port)
 
     def test_a_long_release_name_is_cut(self):
         rendered, _ = self.chart.render({"autoscaling": {"enabled": True}, "monitoring": MONITORING}, release="r" * 53)

@@ -24,6 +24,7 @@ JOINS = "headwater_edge_joins_total"
 FAN_OUT = "headwater_edge_fan_out_seconds"
 JOIN = "headwater_edge_join_seconds"
 MEMBER = 'instance="etcd-0",job="headwater-etcd"'
+OTHERS_JOB = 'instance="p1",job="kubernetes-pods"'
 
 
 def counter(name, labels, per_minute, minutes=100):
@@ -55,7 +56,10 @@ ALERTS = {
     "HeadwaterJoinsSlowSlow": (histogram(JOIN, EDGE + ',phase="total"', "1", 90, 100, QUARTERS), histogram(JOIN, EDGE + ',phase="total"', "1", 99, 100, QUARTERS), QUARTERS - 5, {}, "10%"),
     "HeadwaterEdgesLateFast": (histogram(FAN_OUT, EDGE, "0.25", 80, 100), histogram(FAN_OUT, EDGE, "0.25", 99, 100), 90, {}, "20%"),
     "HeadwaterEdgesLateSlow": (histogram(FAN_OUT, EDGE, "0.25", 95, 100, QUARTERS), histogram(FAN_OUT, EDGE, "0.25", 996, 1000, QUARTERS), QUARTERS - 5, {}, "5%"),
-    "HeadwaterNodeDown": ({'up{job="headwater",instance="e1"}': "1x5 0x50"}, {'up{job="headwater",instance="e1"}': "1x100"}, 20, {"job": "headwater", "instance": "e1"}, ""),
+    # Under a job that has others, too: one of ours was once seen with its metrics.
+    "HeadwaterNodeDown": (
+        {f"up{{{OTHERS_JOB}}}": "1x5 0x50", f'headwater_build_info{{{OTHERS_JOB},role="edge"}}': "1x5 _x50"},
+        {'up{job="headwater",instance="e1"}': "1x100", f"up{{{OTHERS_JOB}}}": "0x100"}, 20, {"job": "kubernetes-pods", "instance": "p1"}, ""),
     "HeadwaterNoOrigin": (builds(("e1", "edge", "1")), builds(("o1", "origin", "1")), 20, {}, ""),
     "HeadwaterNoEdge": (builds(("o1", "origin", "1")), builds(("s1", "standalone", "1")), 20, {}, ""),
     "HeadwaterPanics": ({f"headwater_panics_total{{{EDGE}}}": "0x10 1x20"}, {f"headwater_panics_total{{{EDGE}}}": "3x30"}, 15, {"instance": "e1"}, ""),
@@ -97,7 +101,9 @@ ALERTS = {
     "HeadwaterDirectoryFails": (counter("headwater_directory_failed_calls_total", EDGE + ',reason="silent"', 30), counter("headwater_directory_failed_calls_total", EDGE + ',reason="silent"', 1), 30, {"instance": "e1"}, ""),
     "HeadwaterLeasesLost": ({f"headwater_directory_lost_leases_total{{{ORIGIN}}}": "0x10 1x20"}, {f"headwater_directory_lost_leases_total{{{ORIGIN}}}": "2x40"}, 20, {"instance": "o1"}, ""),
     "HeadwaterRecordsUnreadable": ({f"headwater_directory_unreadable_records_total{{{EDGE}}}": "0x10 1x20"}, {f"headwater_directory_unreadable_records_total{{{EDGE}}}": "1x40"}, 20, {"instance": "e1"}, ""),
-    "HeadwaterEtcdMemberDown": ({f"up{{{MEMBER}}}": "0x30"}, {f"up{{{MEMBER}}}": "1x30"}, 20, {"job": "headwater-etcd", "instance": "etcd-0"}, ""),
+    "HeadwaterEtcdMemberDown": (
+        {f"up{{{OTHERS_JOB}}}": "1x5 0x50", f"etcd_server_has_leader{{{OTHERS_JOB}}}": "1x5 _x50"}, {f"up{{{MEMBER}}}": "1x30", f"up{{{OTHERS_JOB}}}": "0x100"},
+        20, {"job": "kubernetes-pods", "instance": "p1"}, ""),
     "HeadwaterEtcdNoLeader": ({f"etcd_server_has_leader{{{MEMBER}}}": "0x30"}, {f"etcd_server_has_leader{{{MEMBER}}}": "1x30"}, 20, {"job": "headwater-etcd", "instance": "etcd-0"}, ""),
     "HeadwaterEtcdDiskSlow": (
         histogram("etcd_disk_wal_fsync_duration_seconds", MEMBER, "1", 0, 100) | counter("etcd_disk_wal_fsync_duration_seconds_bucket", MEMBER + ',le="2"', 100),

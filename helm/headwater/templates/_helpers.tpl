@@ -1,20 +1,29 @@
-{{/* Names. 40 characters leave room for what Kubernetes and we put behind them. */}}
+{{/* Names. 32 characters leave room for what Kubernetes and we put around them. */}}
 {{- define "headwater.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 32 | trimSuffix "-" -}}
 {{- end -}}
 
 {{- define "headwater.fullname" -}}
 {{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride | trunc 32 | trimSuffix "-" -}}
 {{- else if contains (include "headwater.name" .) .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- .Release.Name | trunc 32 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name (include "headwater.name" .) | trunc 40 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name (include "headwater.name" .) | trunc 32 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What is unique in an etcd that releases of several namespaces may share: "namespace." with room for a name of so many characters in the 63 of an id, else its hash. */}}
+{{- define "headwater.scope" -}}
+{{- if not .root.Values.etcd.enabled -}}
+{{- $namespace := .root.Release.Namespace -}}
+{{- ternary $namespace (sha256sum $namespace | trunc 8) (le (add (len $namespace) 1 .length) 63) -}}.
 {{- end -}}
 {{- end -}}
 
 {{- define "headwater.cluster" -}}
-{{- .Values.cluster | default (include "headwater.fullname" .) -}}
+{{- $name := include "headwater.fullname" . -}}
+{{- .Values.cluster | default (printf "%s%s" (include "headwater.scope" (dict "root" . "length" (len $name))) $name) -}}
 {{- end -}}
 
 {{- define "headwater.serviceAccountName" -}}
@@ -167,7 +176,8 @@ HEADWATER_{{ upper . | replace "." "__" }}
     fieldRef:
       fieldPath: status.podIP
 - name: HEADWATER_ID
-  value: $(POD_NAME)
+  # Behind the full name: -origin-999, or -edge, -, a ReplicaSet's ten characters, - and a pod's five.
+  value: {{ include "headwater.scope" (dict "root" $root "length" (add 22 (len (include "headwater.fullname" $root)))) }}$(POD_NAME)
 - name: HEADWATER_CLUSTER
   value: {{ include "headwater.cluster" $root | quote }}
 - name: HEADWATER_DRAIN_SECONDS
