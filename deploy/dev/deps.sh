@@ -28,6 +28,9 @@ if [[ ${1:-run} == test ]]; then
         "promtool prometheus"       # its unit tests of the alerts
         "ip iproute2"               # the chart's containers in network namespaces
         "iptables iptables"
+        "buildah buildah"           # the image, made and run as the chart does
+        "podman podman"
+        "runc runc"
     )
 fi
 
