@@ -135,7 +135,9 @@ async fn serve(role: Role, settings: Settings, metrics: Metrics, io: Handle) -> 
         let _ = std::io::stdout().flush();
     }
     shutdown.cancelled().await;
-    running.drain(drain_time).await;
+    let (least, most) = drain_time;
+    // Whoever sends viewers here takes a moment to notice; until then they hear where to go.
+    tokio::join!(running.drain(most), tokio::time::sleep(least));
     running.stop(deadline).await;
     info!("stopped");
     Ok(())

@@ -31,6 +31,8 @@ pub(super) struct Settings {
     pub(super) stop_seconds: u64,
     /// How long viewers have to go to other edges before that, in seconds.
     pub(super) drain_seconds: u64,
+    /// How long the node goes on answering before that at least, in seconds.
+    pub(super) drain_min_seconds: u64,
     /// `[log]`
     pub(super) log: LogConfig,
     /// `[admin]`
@@ -89,6 +91,7 @@ impl Default for Settings {
             io_threads: 0,
             stop_seconds: 10,
             drain_seconds: 30,
+            drain_min_seconds: 0,
             log: LogConfig::default(),
             admin: admin::Config::default(),
             directory: Directory::default(),
@@ -231,9 +234,12 @@ impl Settings {
         Duration::from_secs(self.stop_seconds)
     }
 
-    /// How long viewers have to go elsewhere.
-    pub(super) const fn drain_time(&self) -> Duration {
-        Duration::from_secs(self.drain_seconds)
+    /// How long the node goes on answering at least, and how long viewers have to go elsewhere.
+    pub(super) const fn drain_time(&self) -> (Duration, Duration) {
+        (
+            Duration::from_secs(self.drain_min_seconds),
+            Duration::from_secs(self.drain_seconds),
+        )
     }
 
     /// The node's name: given, or made of the role and the host's name.

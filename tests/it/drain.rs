@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::browser::Browser;
 use super::harness::{
     Answer, Cluster, Options, Picture, Publisher, Sound, Viewer, Wire, eventually, get, number,
-    request, seconds,
+    pause, request, seconds,
 };
 
 const STREAM: &str = "live/show";
@@ -145,6 +145,21 @@ fn a_viewer_without_events_stays_until_the_time_is_up() {
     cluster.edge().process.wait(seconds(10));
     let report = viewer.last().expect("a report");
     assert_eq!(number(&report, "/moved"), 0, "{report:#}");
+}
+
+#[test]
+fn a_node_answers_until_load_balancers_have_noticed() {
+    let options = options().env("HEADWATER_DRAIN_MIN_SECONDS", "2");
+    let mut cluster = Cluster::fleet(1, 2, &options);
+    let edge = cluster.edge();
+    let (admin, http) = (edge.admin, edge.http);
+    edge.process.terminate();
+    pause(seconds(1));
+    assert_eq!(get(admin, "/readyz").map(|answer| answer.status), Some(503));
+    let whep = format!("/whep/{STREAM}");
+    let newcomer = post(http, &whep, &[("Content-Type", "application/sdp")], "v=0");
+    assert_eq!(newcomer.status, 307, "{}", newcomer.body);
+    cluster.edge().process.wait(seconds(8));
 }
 
 #[test]

@@ -182,6 +182,9 @@ HEADWATER_{{ upper . | replace "." "__" }}
   value: {{ include "headwater.cluster" $root | quote }}
 - name: HEADWATER_DRAIN_SECONDS
   value: {{ int .drain | quote }}
+- name: HEADWATER_DRAIN_MIN_SECONDS
+  # What Services and Ingresses take to notice that a pod isn't ready.
+  value: "5"
 - name: HEADWATER_STOP_SECONDS
   value: {{ int .stop | quote }}
 - name: HEADWATER_LOG__FILTER
