@@ -130,8 +130,9 @@ class Cluster:
             time.sleep(0.1)
         raise AssertionError(f"{pod} isn't ready after {seconds} s:\n{self.log(pod)[-3000:]}")
 
-    def stop(self, name):
-        """SIGTERM; the exit code."""
-        process = dict(self.processes)[name]
-        process.send_signal(signal.SIGTERM)
-        return process.wait(timeout=30)
+    def stop(self, names):
+        """SIGTERM to all of these at once; their exit codes."""
+        processes = {name: dict(self.processes)[name] for name in names}
+        for process in processes.values():
+            process.send_signal(signal.SIGTERM)
+        return {name: process.wait(timeout=30) for name, process in processes.items()}
