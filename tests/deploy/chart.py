@@ -97,7 +97,7 @@ class Rendered:
         return pod_of(self.workload(role))["spec"]["containers"][0]
 
     def environment(self, role, pod, addresses=None):
-        """The container's variables as the kubelet would set them in a pod of this name; those of Secrets are `secret`."""
+        """The container's variables as the kubelet would set them in a pod of this name; those of the user's Secrets are `secret`."""
         fields = {"metadata.name": pod, "status.podIP": "10.1.2.3", "status.hostIP": "192.0.2.7", "spec.nodeName": "node-1"} | (addresses or {})
         out = {}
         for variable in self.container(role)["env"]:
@@ -106,7 +106,9 @@ class Rendered:
             elif "fieldRef" in variable["valueFrom"]:
                 value = fields[variable["valueFrom"]["fieldRef"]["fieldPath"]]
             else:
-                value = "secret"
+                wanted = variable["valueFrom"]["secretKeyRef"]
+                own = [s["stringData"][wanted["key"]] for s in self.of("Secret") if s["metadata"]["name"] == wanted["name"]]
+                value = own[0] if own else "[]" if wanted["key"] == "ice-servers" else "secret"
             out[variable["name"]] = value
         return out
 

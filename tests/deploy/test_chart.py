@@ -63,11 +63,17 @@ GOOD = {
     "tokens": {"auth": {"publishToken": "hush-publish", "playToken": "hush-play"}},
     "tokens in a Secret": {"auth": {"existingSecret": "mine", "publishTokenKey": "in", "playTokenKey": ""}},
     "ingress": {"edge": {"http": {"ingress": {"enabled": True, "className": "nginx", "host": "live.example.com", "tlsSecret": "live-tls"}}}},
+    "node ports for publishers": {"origin": {"rtmp": {"service": {"type": "NodePort"}}}, "edge": {"iceServersSecret": "mine"}},
     "load balanced services": {
         "origin": {"rtmp": {"service": {"type": "LoadBalancer", "loadBalancerSourceRanges": ["203.0.113.0/24"], "externalTrafficPolicy": "Local"}}},
         "edge": {"http": {"service": {"type": "NodePort", "nodePort": 30080}, "publicUrl": "https://live.example.com"}},
     },
     "ingress for all below": {"edge": {"http": {"ingress": {"enabled": True, "host": "*.example.com", "tlsSecret": "live-tls"}}}},
+    "TURN": {"edge": {"iceServers": [{"url": "stun:stun.example.com:3478"}, {"url": "turn:turn.example.com:3478?transport=udp", "username": "u", "credential": 'hush-"turn"<&>'}]}},
+    "a small origin": {"origin": {"resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}}}},
+    "a large origin": {"origin": {"resources": {"requests": {"cpu": 4, "memory": "8Gi"}, "limits": {"cpu": 16, "memory": "64Gi"}}}},
+    "an origin without renditions": {"origin": {"config": {"ladder.enabled": False}}},
+    "an origin of many streams": {"config": {"origin.streams_max": 1000, "ladder.streams_max": 9}},
     "load balanced HTTP": {"edge": {"http": {"service": {"type": "LoadBalancer"}}}},
     "load balanced HTTP by way of other nodes": {"edge": {"http": {"service": {"type": "LoadBalancer", "externalTrafficPolicy": "Cluster"}}}},
     "autoscaling": {"autoscaling": {"enabled": True, "maxReplicas": 12, "targetLoad": 0.65}},
@@ -159,6 +165,11 @@ BAD = {
     "a label by which pods are selected": ({"edge": {"podLabels": {"app.kubernetes.io/component": "x"}}}, "edge.podLabels sets app.kubernetes.io/component, by which"),
     "no repository": ({"image": {"repository": ""}}, "image.repository"),
     "an account that can't be": ({"serviceAccount": {"name": "Bad Name"}}, "serviceAccount.name"),
+    "a TURN server in the settings": ({"edge": {"config": {"edge.ice_servers": "[]"}}}, "use edge.iceServers: credentials don't belong"),
+    "a TURN server without a credential": ({"edge": {"iceServers": [{"url": "turn:t:1", "username": "u"}]}}, "turn:t:1 has a username without"),
+    "TURN servers twice": ({"edge": {"iceServers": [{"url": "stun:s:1"}], "iceServersSecret": "mine"}}, "leave edge.iceServers empty"),
+    "a token that breaks URLs": ({"auth": {"publishToken": "a&b"}}, "publishToken"),
+    "more edges away than a StatefulSet takes": ({"edge": {"maxUnavailable": 2, "media": {"exposure": "nodePort"}}}, "edge.maxUnavailable does nothing with exposure=nodePort"),
     "one address for two edges": ({"edge": {"media": {"advertise": "static", "addresses": ["198.51.100.1"]}}}, "all 2 edges would tell viewers the same address"),
     "one address for edges to come": (
         {"edge": {"replicas": 1, "media": {"advertise": "static", "addresses": ["198.51.100.1"]}}, "autoscaling": {"enabled": True}}, "all 4 edges would tell"),
@@ -311,6 +322,27 @@ class Rendering(unittest.TestCase):
     def test_host_ports_never_surge(self):
         edge = self.rendered["defaults"][0].workload("edge")
         self.assertEqual(edge["spec"]["strategy"]["rollingUpdate"], {"maxSurge": 0, "maxUnavailable": 1})
+        self.assertEqual(edge["spec"]["progressDeadlineSeconds"], 720)
+
+    def test_origins_take_what_they_have_memory_for(self):
+        for name, ladders, streams in (
+            ("defaults", "4", "69"), ("a small origin", "1", "7"), ("a large origin", "64", "500"), ("an origin without renditions", None, "89"),
+            ("an origin of many streams", "9", "1000"),
+        ):
+            environment = self.rendered[name][0].environment("origin", "o-0")
+            self.assertEqual((environment.get("HEADWATER_LADDER__STREAMS_MAX"), environment["HEADWATER_ORIGIN__STREAMS_MAX"]), (ladders, streams), name)
+
+    def test_pods_are_replaced_for_secrets_of_their_own_only(self):
+        def sums(values):
+            rendered, _ = self.chart.render(values)
+            return [pod_of(rendered.workload(role))["metadata"]["annotations"]["checksum/secrets"] for role in ("origin", "edge")]
+
+        plain = sums({})
+        for values, changed in (
+            ({"auth": {"publishToken": "a"}}, [True, False]), ({"auth": {"playToken": "a"}}, [False, True]), (GOOD["TURN"], [False, True]),
+            ({"etcd": {**EXTERNAL_ETCD, "auth": {"username": "u", "password": "p"}}}, [True, True]),
+        ):
+            self.assertEqual([a != b for a, b in zip(plain, sums(values), strict=True)], changed)
 
     def test_viewers_are_told_the_address_they_reach(self):
         def told(name, pod="live-headwater-edge-1"):
@@ -489,6 +521,8 @@ class Rendering(unittest.TestCase):
         self.assertIn("any pod may write to etcd", notes["no policies, no accounts, no test"])
         self.assertIn("nothing tells Prometheus", notes["no policies, no accounts, no test"])
         self.assertIn("firewall", notes["host network"])
+        self.assertIn("http://ADDRESS/play/live/NAME", notes["load balanced HTTP"])
+        self.assertIn("rtmp://ADDRESS:PORT/live/NAME", notes["node ports for publishers"])
         self.assertIn("2 edges want 2 nodes", notes["defaults"])
         self.assertNotIn("A node takes one edge", notes["everything at its smallest"])
         self.assertIn("UDP and TCP 31000 to 31015", notes["node ports"])
@@ -532,9 +566,14 @@ class Rendering(unittest.TestCase):
         binary = pathlib.Path(os.environ.get("HEADWATER_BINARY") or pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug/headwater")
         if not binary.exists():
             self.skipTest(f"{binary} isn't built")
+        seen = set()
         for name, (rendered, _) in self.rendered.items():
             for role in ("origin", "edge"):
                 environment = rendered.environment(role, f"live-headwater-{role}-1")
+                settings = json.dumps([role, environment] + [o["data"] for o in rendered.of("ConfigMap") if "HEADWATER_CONFIG" in environment])
+                if settings in seen:
+                    continue
+                seen.add(settings)
                 with self.subTest(values=name, role=role), tempfile.TemporaryDirectory() as directory:
                     if "HEADWATER_CONFIG" in environment:
                         file = pathlib.Path(directory) / "node.toml"

@@ -133,13 +133,13 @@ HEADWATER_{{ upper . | replace "." "__" }}
 {{- if or $http.behindProxy $http.ingress.enabled $forwarded }}true{{ end -}}
 {{- end -}}
 
-{{/* A quantity of memory or disk in bytes: API servers write 2048Mi as 2Gi. */}}
-{{- define "headwater.bytes" -}}
+{{/* A quantity as a number: bytes, cores. API servers write 2048Mi as 2Gi. */}}
+{{- define "headwater.quantity" -}}
 {{- $text := toString . -}}
 {{- $number := regexFind "^[0-9.]+" $text | float64 -}}
 {{- $unit := regexFind "[A-Za-z]*$" $text -}}
 {{- $scale := dict "" 1 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
-{{- printf "%.0f" (mulf $number (get $scale $unit)) -}}
+{{- printf "%.3f" (mulf $number (get $scale $unit)) -}}
 {{- end -}}
 
 {{- define "headwater.edge.publicUrl" -}}
@@ -161,6 +161,29 @@ HEADWATER_{{ upper . | replace "." "__" }}
 {{- else -}}
 {{- join "," .Values.etcd.endpoints -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Streams that an origin has memory for, as settings: an ffmpeg has some 200 MiB, a stream's caches 40 at most, and the node itself gets half a GiB. */}}
+{{- define "headwater.origin.sized" -}}
+{{- $settings := merge (dict) .Values.origin.config .Values.config -}}
+{{- $resources := .Values.origin.resources -}}
+{{- $out := dict -}}
+{{- with dig "limits" "memory" "" $resources -}}
+{{- $room := subf (include "headwater.quantity" . | float64) 536870912.0 -}}
+{{- $ladders := 0 -}}
+{{- if ne (toString (get $settings "ladder.enabled")) "false" -}}
+{{- $ladders = int (get $settings "ladder.streams_max") -}}
+{{- if not $ladders -}}
+{{- $cores := dig "limits" "cpu" (dig "requests" "cpu" "1" $resources) $resources -}}
+{{- $ladders = mulf 4 (include "headwater.quantity" $cores | float64) | int | min (divf $room 419430400 | int) | max 1 -}}
+{{- $_ := set $out "ladder.streams_max" $ladders -}}
+{{- end -}}
+{{- end -}}
+{{- if not (hasKey $settings "origin.streams_max") -}}
+{{- $_ := set $out "origin.streams_max" (divf (subf $room (mulf $ladders 209715200)) 41943040 | int | min 500 | max 1) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $out -}}
 {{- end -}}
 
 {{/* Variables of every node: (dict "root" $ "role" "edge" "values" .Values.edge "drain" 120 "stop" 10). Those of the pod first: others refer to them. */}}
@@ -219,6 +242,9 @@ HEADWATER_{{ upper . | replace "." "__" }}
 {{- end }}
 {{- end }}
 {{- $settings := merge (dict) .values.config $values.config }}
+{{- if eq .role "origin" }}
+{{- $settings = merge $settings (include "headwater.origin.sized" $root | fromYaml) }}
+{{- end }}
 {{- range $key := keys $settings | sortAlpha }}
 - name: {{ include "headwater.variable" $key }}
   value: {{ include "headwater.scalar" (get $settings $key) | quote }}
@@ -260,6 +286,18 @@ HEADWATER_{{ upper . | replace "." "__" }}
     secretKeyRef:
       name: {{ include "headwater.authSecret" $.root }}
       key: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{/* STUN and TURN servers, from a Secret for their credentials. */}}
+{{- define "headwater.iceServers" -}}
+{{- $own := printf "%s-ice-servers" (include "headwater.fullname" .) -}}
+{{- if or .Values.edge.iceServers .Values.edge.iceServersSecret -}}
+- name: HEADWATER_EDGE__ICE_SERVERS
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.edge.iceServersSecret | default $own }}
+      key: ice-servers
 {{- end }}
 {{- end -}}
 
@@ -363,7 +401,9 @@ annotations:
 
 {{/* Pods are replaced when what they read at their start changes. */}}
 {{- define "headwater.checksums" -}}
-checksum/secrets: {{ include (print .root.Template.BasePath "/secrets.yaml") .root | sha256sum }}
+{{- $v := .root.Values }}
+{{- $read := list $v.etcd.auth.password (ternary $v.auth.publishToken $v.auth.playToken (eq .role "origin")) (ternary list $v.edge.iceServers (eq .role "origin")) }}
+checksum/secrets: {{ $read | toJson | sha256sum }}
 {{- if and (eq .role "edge") (include "headwater.edge.numbered" .root) }}
 checksum/pods: {{ include (print .root.Template.BasePath "/edge-pods.yaml") .root | sha256sum }}
 {{- end }}
