@@ -67,6 +67,7 @@ lint: ## Formatting, clippy and documentation, all without a warning
 	node --check edge/player/events.js
 	node --check edge/player/quality.js
 	node --check node/ui/admin.js
+	node --check edge/player/qoe.js
 
 fmt: ## Format the code
 	cargo fmt --all

@@ -29,7 +29,8 @@ def joins_failed(window="$__rate_interval"):
             f' / sum(rate(headwater_edge_joins_total{{{I},result=~"ok|{FAILED}"}}[{window}]))')
 
 
-LATE = "1 - " + rate("headwater_edge_fan_out_seconds_bucket", 'le="0.25"') + " / " + rate("headwater_edge_fan_out_seconds_count")
+LATE = "1 - " + rate("headwater_edge_latency_seconds_bucket", 'le="0.25"') + " / " + rate("headwater_edge_latency_seconds_count")
+FROZEN = rate("headwater_edge_player_frozen_seconds_total") + " / " + rate("headwater_edge_player_played_seconds_total")
 
 DASHBOARDS = {
     "headwater-overview": ("Headwater / Overview", [
@@ -41,7 +42,8 @@ DASHBOARDS = {
             ("stat", "To viewers", "bps", "Bits per second to viewers, with UDP and IP headers.", [(f"8 * sum(headwater_edge_shard_egress_bytes_per_second{{{I}}})", "")]),
             ("stat", "Highest load", "percentunit", "Load of the fullest edge. At 100 % it refuses newcomers.", [(f"max(headwater_edge_load_ratio{{{I}}})", "")]),
             ("stat", "Joins that fail, 1 h", "percentunit", "Joins refused on our side, or accepted and never connected. The objective is 0.5 % by the month.", [(joins_failed("1h"), "")]),
-            ("stat", "Latency in edges, p99", "s", "From a picture's packetizing at the edge to its last viewer's send call.", quantiles("headwater_edge_fan_out_seconds", of=(0.99,))),
+            ("stat", "Pictures that stand still, 1 h", "percentunit", "Share of the time, as players report it. The objective is 0.5 % by the month.", [(FROZEN.replace("$__rate_interval", "1h"), "")]),
+            ("stat", "Latency, p99", "s", "From a picture's last byte at the origin to the send call of a shard's last viewer.", quantiles("headwater_edge_latency_seconds", of=(0.99,))),
         ]),
         ("Load", [
             ("timeseries", "Viewers by edge", "short", "Where viewers are.", [(f"sum by (instance) (headwater_edge_viewers{{{I}}})", "{{instance}}")]),
@@ -61,16 +63,29 @@ DASHBOARDS = {
         ("Joining", [
             ("timeseries", "Joins by result", "reqps", "WHEP offers, by result.", [(rate("headwater_edge_joins_total", by="result"), "{{result}}")]),
             ("timeseries", "Joins that fail", "percentunit", "Refused on our side, or accepted and never connected. The objective is 0.5 % by the month.", [(joins_failed(), "fail")]),
-            ("timeseries", "Time to the answer", "s", "From the offer to its answer. The objective is 95 % within a second.", quantiles("headwater_edge_join_seconds", 'phase="total"')),
-            ("timeseries", "Where it goes, p95", "s", "offer: it arrives; open: the stream comes from its origin; shard: the viewer is taken in.", [(f"histogram_quantile(0.95, {rate('headwater_edge_join_seconds_bucket', by='le, phase')})", "{{phase}}")]),
+            ("timeseries", "Time to media", "s", "From the request to the first packet of media. The objective is 95 % within 1.5 s.", quantiles("headwater_edge_join_seconds", 'phase="first_media"')),
+            ("timeseries", "Where it goes, p95", "s", "offer: it arrives; open: the stream comes from its origin; shard: the viewer is taken in; total: it is answered; first_media: its first packet left.", [(f"histogram_quantile(0.95, {rate('headwater_edge_join_seconds_bucket', by='le, phase')})", "{{phase}}")]),
             ("timeseries", "Sessions that end", "reqps", "By reason. never_connected and handshake_failed: no media path; expired: the viewer vanished.", [(rate("headwater_edge_viewers_ended_total", by="reason"), "{{reason}}")]),
             ("timeseries", "Viewers by transport", "short", "UDP, or TCP where a viewer's network lets no UDP through.", [(f"sum by (transport) (headwater_edge_viewers_by_transport{{{I}}})", "{{transport}}")]),
         ]),
         ("Latency", [
-            ("timeseries", "In the edge", "s", "From a picture's packetizing to its last viewer's send call.", quantiles("headwater_edge_fan_out_seconds")),
-            ("timeseries", "Later than 250 ms", "percentunit", "Share of pictures that left the edge later. The objective is 1 % by the month.", [(LATE, "late")]),
+            ("timeseries", "From socket to socket", "s", "From a picture's last byte at the origin to the send call of a shard's last viewer. Links that hold pictures back are not in it.", quantiles("headwater_edge_latency_seconds")),
+            ("timeseries", "By hop, mean", "s", "Stacked, they are the mean of the whole. ingest: at the origin; replicate: to the edge; queue: until a shard begins with it; wire: until its last viewer's send call.", [(f"{rate('headwater_edge_latency_hop_seconds_sum', by='hop')} / {rate('headwater_edge_latency_hop_seconds_count', by='hop')}", "{{hop}}")]),
+            ("timeseries", "Later than 250 ms", "percentunit", "Share of pictures that took longer from socket to socket. The objective is 1 % by the month.", [(LATE, "late")]),
             ("timeseries", "Waiting for the pacer", "s", "How long a viewer's pictures waited because its link carries no more, until it was at the live edge again.", quantiles("headwater_edge_pacer_queue_seconds")),
             ("timeseries", "In the ladder", "s", "From a picture of the source to that of a lower rendition.", quantiles("headwater_origin_ladder_lag_seconds")),
+        ]),
+        ("As players report it", [
+            ("timeseries", "Time that pictures stand still", "percentunit", "Of the time in which players were to show some. The objective is 0.5 % by the month.", [(FROZEN, "frozen")]),
+            ("timeseries", "Freezes", "opm", "Per minute of playing.", [(f"60 * {rate('headwater_edge_player_freezes_total')} / {rate('headwater_edge_player_played_seconds_total')}", "freezes")]),
+            ("timeseries", "First frame", "s", "From the player's request to its first frame on the screen.", quantiles("headwater_edge_player_first_frame_seconds")),
+            ("timeseries", "From socket to screen", "s", "How old frames are when they are shown, since the origin had read them.", quantiles("headwater_edge_player_latency_seconds")),
+            ("timeseries", "Reports", "reqps", "By result; `sampled` are more than an edge takes.", [(rate("headwater_edge_player_reports_total", by="result"), "{{result}}")]),
+        ]),
+        ("Links", [
+            ("timeseries", "Round trip", "s", "To viewers, over all of them.", quantiles("headwater_edge_viewer_round_trip_seconds")),
+            ("timeseries", "Loss", "percentunit", "Of packets on the way to viewers, as they report it, over all of them.", quantiles("headwater_edge_viewer_loss_ratio")),
+            ("timeseries", "Estimate", "bps", "What viewers' links are thought to carry: half of them less, a tenth of them less.", [(f"8 * histogram_quantile({q}, {rate('headwater_edge_viewer_estimate_bytes_per_second_bucket', by='le')})", f"p{q * 100:g}") for q in (0.1, 0.5)]),
         ]),
         ("Picture", [
             ("timeseries", "Packets asked for again", "percentunit", "NACKs to packets sent: loss on viewers' links, repetitions included.", [(f"{rate('headwater_edge_packets_nacked_total')} / {rate('headwater_edge_packets_sent_total')}", "asked for"), (f"{rate('headwater_edge_packets_resent_total')} / {rate('headwater_edge_packets_sent_total')}", "sent again")]),
@@ -78,6 +93,7 @@ DASHBOARDS = {
             ("timeseries", "Skips to a keyframe", "reqps", "Viewers, replicas and shards that lost pictures and go on at a keyframe.", [(rate("headwater_edge_skips_to_keyframe_total", by="place"), "{{place}}")]),
             ("timeseries", "Keyframes asked for", "reqps", "Requests of players that can't decode, by how they were answered.", [(rate("headwater_edge_keyframes_resent_total", by="answer"), "{{answer}}")]),
             ("timeseries", "Rendition switches", "opm", "Per viewer and minute.", [(f"60 * {rate('headwater_edge_rendition_switches_total')} / sum(headwater_edge_viewers{{{I}}})", "switches")]),
+            ("timeseries", "Time in renditions", "percentunit", "Share of viewers' time, by what they are sent; none: sound alone.", [(f"{rate('headwater_edge_viewed_seconds_total', by='rendition')} / scalar({rate('headwater_edge_viewed_seconds_total')})", "{{rendition}}")]),
             ("timeseries", "Probes", "reqps", "Tries whether a link carries a higher rendition.", [(rate("headwater_edge_probes_total"), "probes")]),
         ]),
     ]),
@@ -86,15 +102,15 @@ DASHBOARDS = {
             ("timeseries", "Load", "percentunit", "The largest of viewers and egress, each to its limit, and lateness. From 100 % on a shard takes nobody.", [(f"headwater_edge_shard_load_ratio{{{I}}}", "{{instance}} {{shard}}")]),
             ("timeseries", "Busy", "percentunit", "Share of time a shard's loop works. 90 % is full.", [(f"headwater_edge_shard_busy_ratio{{{I}}}", "{{instance}} {{shard}}")]),
             ("timeseries", "Lateness", "s", "How late pictures reach their last viewer. 50 ms is full.", [(f"headwater_edge_shard_lag_seconds{{{I}}}", "{{instance}} {{shard}}")]),
-            ("timeseries", "Viewers", "short", "By shard, connecting ones included.", [(f"headwater_edge_viewers{{{I}}}", "{{instance}} {{shard}}")]),
+            ("timeseries", "Viewers", "short", "By shard, connecting ones included, and what an edge takes.", [(f"headwater_edge_viewers{{{I}}}", "{{instance}} {{shard}}"), (f"headwater_edge_viewers_max{{{I}}}", "{{instance}} at most")]),
             ("timeseries", "Egress", "bps", "Bits per second, with UDP and IP headers.", [(f"8 * headwater_edge_shard_egress_bytes_per_second{{{I}}}", "{{instance}} {{shard}}")]),
-            ("heatmap", "Fan-out", "s", "How long pictures take from packetizing to their last viewer.", [(rate("headwater_edge_fan_out_seconds_bucket", by="le"), "{{le}}")]),
+            ("heatmap", "Fan-out", "s", "How long pictures take from their first viewer to their last.", [(rate("headwater_edge_latency_hop_seconds_bucket", 'hop="wire"', by="le"), "{{le}}")]),
         ]),
         ("Sending", [
             ("timeseries", "Packets", "pps", "RTP packets sent for the first time, and again.", [(rate("headwater_edge_packets_sent_total", by="kind"), "{{kind}}"), (rate("headwater_edge_packets_resent_total"), "again"), (rate("headwater_edge_packets_resent_spare_total"), "again, spare")]),
             ("timeseries", "Packets per call", "short", "RTP packets to a call of sendmmsg: how well they are sent together.", [(f"{rate('headwater_edge_packets_sent_total')} / {rate('headwater_edge_send_calls_total')}", "packets")]),
             ("timeseries", "Not sent", "reqps", "Messages that the kernel didn't take, by reason, and pictures that a shard had no room for.", [(rate("headwater_edge_sends_dropped_total", by="reason"), "{{reason}}"), (rate("headwater_edge_batches_dropped_total"), "pictures")]),
-            ("timeseries", "Bytes sent again", "Bps", "By RTX.", [(rate("headwater_edge_resent_bytes_total", by="instance"), "{{instance}}")]),
+            ("timeseries", "Bytes by kind", "Bps", "RTP, tags included, and what is sent again by RTX.", [(rate("headwater_edge_sent_bytes_total", by="kind"), "{{kind}}"), (rate("headwater_edge_resent_bytes_total"), "again")]),
             ("timeseries", "TCP", "Bps", "Bytes to viewers without UDP, framing included.", [(rate("headwater_edge_tcp_sent_bytes_total", by="instance"), "{{instance}}")]),
             ("timeseries", "TCP connections", "reqps", "To the media port, by what became of them; much of anything but `taken` is somebody scanning.", [(rate("headwater_edge_tcp_connections_total", by="outcome"), "{{outcome}}")]),
         ]),
@@ -109,6 +125,7 @@ DASHBOARDS = {
         ("Upstream", [
             ("timeseries", "Streams replicated", "short", "Streams that an edge has.", [(f"headwater_edge_replicas{{{I}}}", "{{instance}}")]),
             ("timeseries", "Subscriptions", "reqps", "Attempts, by outcome.", [(rate("headwater_edge_upstream_attempts_total", by="outcome"), "{{outcome}}")]),
+            ("timeseries", "Clocks", "s", "Of the upstream whose clock is furthest off: upstream less edge. Latencies are corrected by it, to within the error.", [(f"headwater_edge_upstream_clock_offset_seconds{{{I}}}", "{{instance}}"), (f"headwater_edge_upstream_clock_error_seconds{{{I}}}", "error at {{instance}}")]),
             ("timeseries", "Units missing or refused", "reqps", "Missing in what an upstream sent, or refused by a replica's full mailbox.", [(rate("headwater_edge_upstream_units_lost_total"), "missing"), (rate("headwater_edge_upstream_units_refused_total"), "refused")]),
         ]),
         ("Edges that feed edges", [
@@ -127,6 +144,8 @@ DASHBOARDS = {
             ("timeseries", "RTMP connections", "short", "Open ones.", [(f"headwater_origin_rtmp_connections{{{I}}}", "{{instance}}")]),
             ("timeseries", "RTMP connections that end", "reqps", "By who ended them and why, and those refused for their number.", [(rate("headwater_origin_rtmp_closes_total", by="reason"), "{{reason}}"), (rate("headwater_origin_rtmp_rejected_total", by="reason"), "refused: {{reason}}")]),
             ("timeseries", "Received", "bps", "Payload bits per second, by kind.", [(f"8 * {rate('headwater_origin_ingest_bytes_total', by='kind')}", "{{kind}}")]),
+            ("timeseries", "Pictures and audio frames", "reqps", "Taken from publishers, by kind, and gaps in what they sent.", [(rate("headwater_origin_ingest_units_total", by="kind"), "{{kind}}"), (rate("headwater_origin_ingest_gaps_total", by="kind"), "gaps: {{kind}}")]),
+            ("timeseries", "Keyframe interval", "s", "Between keyframes of publishers. Joining and switching wait for them; 1 to 2 s is best.", quantiles("headwater_origin_keyframe_interval_seconds")),
             ("timeseries", "Not taken", "reqps", "Access units that were not taken, by reason, and messages that could not be used.", [(rate("headwater_origin_units_dropped_total", by="reason"), "{{reason}}"), (rate("headwater_origin_rtmp_skipped_total", by="kind, reason"), "{{kind}}: {{reason}}")]),
         ]),
         ("Edges that subscribe", [
@@ -145,7 +164,7 @@ DASHBOARDS = {
         ]),
         ("Directory", [
             ("timeseries", "Nodes that know the directory", "short", "1 once a node has seen etcd's first listing.", [(f"headwater_directory_synced{{{I}}}", "{{instance}}")]),
-            ("timeseries", "Calls that fail", "reqps", "By reason.", [(rate("headwater_directory_failed_calls_total", by="reason"), "{{reason}}")]),
+            ("timeseries", "Calls", "reqps", "To etcd, and those that fail, by reason.", [(rate("headwater_directory_calls_total"), "all"), (rate("headwater_directory_failed_calls_total", by="reason"), "{{reason}}")]),
             ("timeseries", "Leases and claims lost, watches reopened", "reqps", "Nodes that were away from etcd.", [(rate("headwater_directory_lost_leases_total"), "leases"), (rate("headwater_directory_lost_claims_total"), "claims"), (rate("headwater_directory_watch_reopened_total", by="reason"), "watch: {{reason}}")]),
             ("timeseries", "etcd: leader", "short", "1 for each member that has one.", [('etcd_server_has_leader{job="headwater-etcd"}', "{{instance}}")]),
             ("timeseries", "etcd: disk", "s", "How long writes wait for the disk, p99.", [('histogram_quantile(0.99, sum by (instance, le) (rate(etcd_disk_wal_fsync_duration_seconds_bucket{job="headwater-etcd"}[$__rate_interval])))', "{{instance}}")]),

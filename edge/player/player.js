@@ -5,6 +5,7 @@
 // `window.headwater` shows state and figures to tests and to the curious.
 
 import { eventsUrl, listen } from './events.js';
+import { Experience, reportsUrl } from './qoe.js';
 import { Quality, layerUrl } from './quality.js';
 
 const [app, stream] = location.pathname.replace(/^\/play\//, '').split('/');
@@ -32,7 +33,7 @@ const [stage, video, sound] = [$('stage'), $('video'), $('sound')];
 const headers = (more = {}) => (token ? { ...more, Authorization: `Bearer ${token}` } : more);
 const quality = new Quality($('quality'), headers);
 
-const headwater = { state: 'connecting', stats: {}, joins: 0, history: [] };
+const headwater = { state: 'connecting', stats: {}, joins: 0, history: [], latencyOf: undefined };
 window.headwater = headwater;
 
 const WORDS = {
@@ -132,6 +133,9 @@ class Session {
   endpoint = null;
   query = '';
   layer = null;
+  /** When its offer left, and where the server wants to hear of it. */
+  askedAt = performance.now();
+  reports = null;
   /** Where the server wants it to go on. */
   invitation = null;
   #over = new AbortController();
@@ -163,7 +167,7 @@ class Session {
     await this.pc.setLocalDescription({ type: 'offer', sdp });
     // The edge is ICE-lite and learns our address from our checks: there is no candidate to wait for.
     headwater.joins += 1;
-    [this.endpoint, this.query] = [url, quality.query];
+    [this.endpoint, this.query, this.askedAt] = [url, quality.query, performance.now()];
     const response = await fetch(`${url}${this.query}`, {
       method: 'POST',
       headers: headers({ 'Content-Type': 'application/sdp' }),
@@ -174,6 +178,7 @@ class Session {
     const location = response.headers.get('Location');
     if (location) this.url = new URL(location, response.url).href;
     this.layer = layerUrl(response);
+    this.reports = reportsUrl(response);
     await this.pc.setRemoteDescription({ type: 'answer', sdp: await response.text() });
     for (const { receiver, currentDirection } of this.pc.getTransceivers()) {
       if (currentDirection === 'recvonly') this.tracks[receiver.track.kind] = true;
@@ -255,7 +260,7 @@ class Meter {
     const rttMs = pair?.currentRoundTripTime !== undefined ? pair.currentRoundTripTime * 1000 : undefined;
     const bufferMs = now.emitted > before.emitted ? (1000 * (now.buffered - before.buffered)) / (now.emitted - before.emitted) : undefined;
     this.#noteClock(report, rttMs ?? 0);
-    const measured = this.#measuredLatency(session);
+    const measured = this.latency(session);
     const estimated = bufferMs !== undefined && rttMs !== undefined ? bufferMs + rttMs / 2 : undefined;
     const old = headwater.stats;
     const fresh = seconds >= 0.45;
@@ -307,7 +312,11 @@ class Meter {
     }
   }
 
-  #measuredLatency(session) {
+  /**
+   * How long ago the edge's origin had read a frame: the one that `shown` says (its time on the screen, and its RTP timestamp), or the newest
+   * when it came out of the decoder.
+   */
+  latency(session, shown) {
     if (!this.#clockOffsetsMs.length) return undefined;
     const offset = Math.min(...this.#clockOffsetsMs.map((entry) => entry.offset));
     for (const receiver of session.pc.getReceivers()) {
@@ -315,9 +324,13 @@ class Meter {
       const source = receiver.getSynchronizationSources?.()[0];
       if (source?.captureTimestamp === undefined) continue;
       const captured = source.captureTimestamp > 3e12 ? source.captureTimestamp - NTP_UNIX_MS : source.captureTimestamp;
+      const ahead = shown ? ((shown.rtpTimestamp - source.rtpTimestamp) | 0) / 90 : 0;
+      // Of another session, from which it goes over to this one.
+      if (Math.abs(ahead) > 5000) return undefined;
       // The timestamp counts from the page's start in some browsers, from 1970 in others.
       const delivered = source.timestamp < 1e12 ? performance.timeOrigin + source.timestamp : source.timestamp;
-      const latency = delivered - offset - captured;
+      const at = shown ? performance.timeOrigin + shown.now : delivered;
+      const latency = at - offset - captured - ahead;
       if (latency > -50 && latency < 60000) return Math.max(0, latency);
     }
     return undefined;
@@ -329,6 +342,8 @@ const shown = new MediaStream();
 
 let session = null;
 let meter = new Meter();
+headwater.latencyOf = (now, { rtpTimestamp }) => (session && rtpTimestamp !== undefined ? meter.latency(session, { now, rtpTimestamp }) : undefined);
+const experience = new Experience(video, headers, headwater.latencyOf);
 let lifetime = new AbortController();
 
 /** Joins, watches, joins again; ends only by `lifetime`. */
@@ -350,6 +365,7 @@ async function run() {
       session = joined;
       joined.show();
       meter = new Meter();
+      experience.begin(session, { moved, lost: headwater.state === 'reconnecting' });
       quality.follow(session.layer, session.query);
       // Who paused it still has it paused.
       if (!moved || !video.paused) video.play().catch(() => render());
@@ -444,6 +460,8 @@ async function watch(joined, signal) {
     if (stats.packets > packets) [packets, packetAt] = [stats.packets, now];
     if (stats.videoPackets > videoPackets) [videoPackets, videoPacketAt] = [stats.videoPackets, now];
     if (stats.checks > checks) [checks, checkAt] = [stats.checks, now];
+    experience.tick(joined, headwater.state, stats);
+    if (experience.latencyMs !== undefined) Object.assign(stats, { latencyMs: experience.latencyMs, latencyKind: 'measured' });
     headwater.stats = stats;
 
     const plays = joined.tracks.video ? frameAt > joinedAt && now - frameAt < SILENT_MS : packets > 0 && now - packetAt < SILENT_MS;
@@ -669,6 +687,7 @@ function restart() {
 
 // Leaving frees the session on the edge at once, instead of after its consent timeout.
 addEventListener('pagehide', () => {
+  experience.flush();
   lifetime.abort();
   session?.close();
   session = null;

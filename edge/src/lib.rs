@@ -9,6 +9,7 @@
 //! | `relay`, `passing` | what other edges get of a replica |
 //! | [`shard`] | one core's viewers: socket, maps, fan-out |
 //! | `transport` | a viewer's secure path: STUN, DTLS, SRTP |
+//! | `latency`, `survey` | how long pictures take, hop by hop; what viewers' links are like |
 //! | `viewer`, `abr`, `retransmit`, `round_trip` | a viewer's actors, on its shard's thread, and what they share |
 //! | `metrics` | names and help texts |
 
@@ -17,6 +18,7 @@ pub mod config;
 mod continuation;
 mod drain;
 pub mod http;
+mod latency;
 mod link_memory;
 pub mod locate;
 mod metrics;
@@ -30,6 +32,7 @@ mod round_trip;
 pub mod sessions;
 pub mod shard;
 pub mod subscriber;
+mod survey;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 mod transport;
@@ -61,6 +64,7 @@ pub use config::Config;
 
 use crate::drain::Drain;
 use crate::http::{EdgeState, Guests};
+use crate::latency::Clocks;
 use crate::locate::LiveStream;
 use crate::placement::Placement;
 use crate::registry::{Options, Registry};
@@ -95,6 +99,7 @@ pub struct Edge {
     media: Threads,
     announcer: JoinHandle<()>,
     load_gauge: JoinHandle<()>,
+    survey: JoinHandle<()>,
     replicas: Arbiter,
     /// Answers what other edges hand here.
     forwarded: Arbiter,
@@ -158,9 +163,10 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
     );
     let passing = grpc_url.clone().map(|url| (feeding.clone(), url));
     let replicas = Arbiter::new();
+    let clocks = Clocks::default();
     let registry = Registry::new(
         node.clone(),
-        Options::new(&config, passing),
+        Options::new(&config, passing, clocks.clone()),
         replicas.handle(),
     );
     let replication = replication::service(
@@ -188,7 +194,9 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
             })
         }
     });
-    let load_gauge = show_load(&node, shards.clone(), feeding);
+    show_limits(&config, shards.count());
+    let load_gauge = show_load(&node, shards.clone(), feeding, clocks);
+    let survey = show_viewers(&node, Arc::clone(&sessions), registry.clone());
     let report = Arc::new(EdgeReport {
         node: node.clone(),
         registry: registry.clone(),
@@ -218,6 +226,7 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
         Err(source) => {
             announcer.abort();
             load_gauge.abort();
+            survey.abort();
             media.stop().await;
             if let Some(grpc) = grpc {
                 grpc.stop().await;
@@ -242,6 +251,7 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
         media,
         announcer,
         load_gauge,
+        survey,
         replicas,
         forwarded,
         report,
@@ -285,6 +295,7 @@ impl Edge {
     pub async fn stop(self) {
         self.announcer.abort();
         self.load_gauge.abort();
+        self.survey.abort();
         // Viewers first: their goodbye should not wait for an HTTP request that is being served.
         self.media.stop().await;
         self.http.stop().await;
@@ -297,8 +308,8 @@ impl Edge {
     }
 }
 
-/// Keeps the gauge of the edge's load fresh, and what other edges hear of it, until it is aborted.
-fn show_load(node: &Node, shards: Shards, feeding: Feeding) -> JoinHandle<()> {
+/// Keeps the gauges of the edge's load and of its upstreams' clocks fresh, and what other edges hear of the load, until it is aborted.
+fn show_load(node: &Node, shards: Shards, feeding: Feeding, clocks: Clocks) -> JoinHandle<()> {
     const INTERVAL: Duration = Duration::from_secs(1);
     let clock = node.clock.clone();
     node.io.spawn(async move {
@@ -307,7 +318,25 @@ fn show_load(node: &Node, shards: Shards, feeding: Feeding) -> JoinHandle<()> {
             let load = shards.load(clock.now());
             gauge.set(load);
             feeding.set_load(load);
+            clocks.show();
             tokio::time::sleep(INTERVAL).await;
+        }
+    })
+}
+
+/// Shows what the edge may take.
+fn show_limits(config: &Config, shards: usize) {
+    let viewers = config.viewers_per_shard.saturating_mul(shards);
+    gauge!(metrics::VIEWERS_MAX).set(f64::from(u32::try_from(viewers).unwrap_or(u32::MAX)));
+    gauge!(metrics::EGRESS_MAX).set(f64::from(config.egress_mbps_max) * 125_000.0);
+}
+
+/// Looks at viewers until it is aborted.
+fn show_viewers(node: &Node, sessions: Arc<Sessions>, registry: Registry) -> JoinHandle<()> {
+    node.io.spawn(async move {
+        loop {
+            tokio::time::sleep(survey::INTERVAL).await;
+            survey::look(&sessions, &registry);
         }
     })
 }

@@ -4,6 +4,8 @@ use headwater_node::replication;
 use headwater_node::telemetry::{start_at_zero, start_at_zero_by};
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 
+use crate::survey;
+
 /// See [`describe`].
 const SUBSCRIBERS: &str = "headwater_edge_subscribers";
 /// See [`describe`].
@@ -89,7 +91,13 @@ pub(crate) const SHARD_LAG: &str = "headwater_edge_shard_lag_seconds";
 /// See [`describe`].
 pub(crate) const SHARD_EGRESS: &str = "headwater_edge_shard_egress_bytes_per_second";
 /// See [`describe`].
-pub(crate) const FAN_OUT: &str = "headwater_edge_fan_out_seconds";
+pub(crate) const LATENCY: &str = "headwater_edge_latency_seconds";
+/// See [`describe`].
+pub(crate) const HOP: &str = "headwater_edge_latency_hop_seconds";
+/// See [`describe`].
+pub(crate) const CLOCK_OFFSET: &str = "headwater_edge_upstream_clock_offset_seconds";
+/// See [`describe`].
+pub(crate) const CLOCK_ERROR: &str = "headwater_edge_upstream_clock_error_seconds";
 /// See [`describe`].
 pub(crate) const PACED: &str = "headwater_edge_pacer_queue_seconds";
 
@@ -97,6 +105,19 @@ pub(crate) const PACED: &str = "headwater_edge_pacer_queue_seconds";
 pub(crate) const SWITCHES: &str = "headwater_edge_rendition_switches_total";
 /// See [`describe`].
 pub(crate) const PROBES: &str = "headwater_edge_probes_total";
+
+/// See [`describe`].
+pub(crate) const VIEWERS_MAX: &str = "headwater_edge_viewers_max";
+/// See [`describe`].
+pub(crate) const EGRESS_MAX: &str = "headwater_edge_egress_max_bytes_per_second";
+/// See [`describe`].
+pub(crate) const ROUND_TRIP: &str = "headwater_edge_viewer_round_trip_seconds";
+/// See [`describe`].
+pub(crate) const LOSS: &str = "headwater_edge_viewer_loss_ratio";
+/// See [`describe`].
+pub(crate) const ESTIMATE: &str = "headwater_edge_viewer_estimate_bytes_per_second";
+/// See [`describe`].
+pub(crate) const VIEWED: &str = "headwater_edge_viewed_seconds_total";
 
 /// Registers the help texts. Call once, after the recorder is installed.
 pub(crate) fn describe() {
@@ -146,7 +167,34 @@ pub(crate) fn describe() {
         PACKETS_SENT,
         "RTP packets sent for the first time, by kind of media"
     );
-    describe_counter!(BYTES_SENT, Unit::Bytes, "RTP bytes sent, tags included");
+    describe_counter!(
+        BYTES_SENT,
+        Unit::Bytes,
+        "RTP bytes sent for the first time, tags included, by kind of media"
+    );
+    describe_gauge!(VIEWERS_MAX, "viewers that this edge takes by configuration");
+    describe_gauge!(
+        EGRESS_MAX,
+        "what this edge may send to viewers by configuration, UDP and IP headers included; 0: no limit"
+    );
+    describe_histogram!(
+        ROUND_TRIP,
+        Unit::Seconds,
+        "round trips to viewers, each viewer's every ten seconds"
+    );
+    describe_histogram!(
+        LOSS,
+        "share of packets that viewers lost, by their last reports, each viewer's every ten seconds"
+    );
+    describe_histogram!(
+        ESTIMATE,
+        "what viewers' links are estimated to carry, each viewer's every ten seconds"
+    );
+    describe_counter!(
+        VIEWED,
+        Unit::Seconds,
+        "time that connected viewers had each rendition; none: sound alone"
+    );
     describe_counter!(RESENT, "packets sent again by RTX");
     describe_counter!(
         RESENT_BYTES,
@@ -202,9 +250,24 @@ pub(crate) fn describe() {
     );
     describe_counter!(MAILBOX_FULL, "messages refused by a full mailbox, by link");
     describe_histogram!(
-        FAN_OUT,
+        LATENCY,
         Unit::Seconds,
-        "from an access unit's packetizing to its last viewer's send call"
+        "pictures from the publisher's socket at the origin to the socket of a shard's last viewer: the sum of the hops; links that hold pictures back are not in it"
+    );
+    describe_histogram!(
+        HOP,
+        Unit::Seconds,
+        "the same pictures by hop: ingest (at the origin, transcoding included), replicate (to this node), queue (until a shard begins with it), wire (until the last viewer's send call)"
+    );
+    describe_gauge!(
+        CLOCK_OFFSET,
+        Unit::Seconds,
+        "clock of an upstream less that of this node, of the upstream that is furthest off; latencies are corrected by it"
+    );
+    describe_gauge!(
+        CLOCK_ERROR,
+        Unit::Seconds,
+        "half the round trip by which offsets of upstreams' clocks were measured, the largest: how wrong they may be"
     );
     describe_counter!(
         BATCHES_DROPPED,
@@ -256,10 +319,88 @@ pub(crate) fn describe() {
             "never_connected",
             "handshake_failed",
             "stream_ended",
+            "kicked",
         ],
     );
+    start_at_zero_by(VIEWED, "rendition", &survey::RENDITIONS);
     start_at_zero_by(SEND_DROPPED, "reason", &["full", "refused"]);
     start_at_zero_by(SKIPPED, "place", &["replica", "shard"]);
-    start_at_zero_by(MAILBOX_FULL, "link", &["shard", "commands"]);
+    start_at_zero_by(
+        MAILBOX_FULL,
+        "link",
+        &["shard", "commands", "viewer", "retransmit", "abr"],
+    );
+    start_at_zero_by(
+        HANDSHAKES,
+        "profile",
+        &["aead_aes_128_gcm", "aes128_cm_sha1_80"],
+    );
+    start_at_zero_by(
+        FEEDBACK,
+        "kind",
+        &["report", "transport", "nack", "pli", "fir"],
+    );
+    start_at_zero_by(
+        NACKS_UNANSWERED,
+        "reason",
+        &[
+            "no_rtx",
+            "suppressed",
+            "over_budget",
+            "too_late",
+            "out_of_ring",
+            "unknown",
+        ],
+    );
+    start_at_zero_by(
+        KEYFRAMES_RESENT,
+        "answer",
+        &["resent", "no_gop", "too_soon"],
+    );
+    start_at_zero_by(
+        DATAGRAMS_REFUSED,
+        "reason",
+        &[
+            "address",
+            "protocol",
+            "stun",
+            "ufrag",
+            "stun_integrity",
+            "handshakes_full",
+            "early",
+            "srtcp",
+            "rtcp",
+        ],
+    );
+    start_at_zero_by(
+        TCP_CONNECTIONS,
+        "outcome",
+        &[
+            "taken",
+            "refused",
+            "failed",
+            "accept_failed",
+            "crowded",
+            "late",
+            "gone",
+            "framing",
+            "not_stun",
+            "nobody",
+            "busy",
+        ],
+    );
+    start_at_zero_by(
+        TCP_CLOSED,
+        "reason",
+        &[
+            "peer",
+            "failed",
+            "disused",
+            "framing",
+            "slow_frame",
+            "silent",
+            "stalled",
+        ],
+    );
     gauge!(REPLICAS).increment(0.0);
 }

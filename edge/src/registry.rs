@@ -21,6 +21,7 @@ use metrics::gauge;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::Config;
+use crate::latency::Clocks;
 use crate::metrics::REPLICAS;
 use crate::relay::Relay;
 use crate::replica::{ReplicaActor, Request, State, UpstreamState};
@@ -81,8 +82,8 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// For an edge that passes streams on at the URL of `feeding`, if there is one.
-    pub(crate) fn new(config: &Config, feeding: Option<(Feeding, String)>) -> Self {
+    /// For an edge that passes streams on at the URL of `feeding`, if there is one, and shows its upstreams' clocks in `clocks`.
+    pub(crate) fn new(config: &Config, feeding: Option<(Feeding, String)>, clocks: Clocks) -> Self {
         let (feeding, grpc_url) = feeding.unzip();
         Self {
             streams_max: config.streams_max,
@@ -97,6 +98,7 @@ impl Options {
                 upstreams: config.upstreams,
                 depth_max: config.depth_max,
                 grpc_url: grpc_url.unwrap_or_default(),
+                clocks,
             },
             store: config.store(),
             feeding,

@@ -24,6 +24,7 @@ use metrics::counter;
 use tokio::sync::{mpsc, watch};
 
 use crate::continuation::Continuation;
+use crate::latency::{Arrival, LiveEdge, Timing};
 use crate::metrics::{MAILBOX_FULL, SKIPPED};
 use crate::registry::{Options, Registry, Release};
 use crate::relay::Relay;
@@ -201,7 +202,7 @@ impl ReplicaActor {
         });
     }
 
-    fn handle_unit(&mut self, unit: &Arc<AccessUnit>) {
+    fn handle_unit(&mut self, unit: &Arc<AccessUnit>, came: Option<Instant>) {
         let info = self.state.borrow().info.clone();
         let Some(track) = info.as_ref().and_then(|info| info.track(unit.track)) else {
             return;
@@ -219,8 +220,14 @@ impl ReplicaActor {
         if packets.waiting && video && !unit.keyframe {
             return;
         }
-        packets.waiting = false;
-        let now = self.node.clock.now();
+        if std::mem::take(&mut packets.waiting) {
+            packets.live = LiveEdge::default();
+        }
+        let clock = &self.node.clock;
+        let now = clock.now();
+        let arrival =
+            came.filter(|came| video && packets.live.handle_unit(*came, unit.ingest_time));
+        let arrival = arrival.and_then(|came| Arrival::new(came, clock.wall_at(came), unit));
         let shift = self.timeline.shift(now, unit);
         let shifted;
         let unit = if shift == MediaTime::ZERO {
@@ -241,7 +248,7 @@ impl ReplicaActor {
         self.broadcast(|| Media::Batch {
             stream: stream.clone(),
             batch: Arc::clone(&batch),
-            since: now,
+            timing: Timing::new(now, arrival),
         });
     }
 
@@ -425,7 +432,7 @@ impl Handler<Feed> for ReplicaActor {
     fn handle(&mut self, message: Feed, _: &mut Context<Self>) {
         match message {
             Feed::Info(info) => self.handle_info(&info),
-            Feed::Unit(unit) => self.handle_unit(&unit),
+            Feed::Unit { unit, came } => self.handle_unit(&unit, came),
             Feed::Gap { track, lost } => {
                 tracing::debug!(stream = %self.name, %track, lost, "gap");
                 counter!(SKIPPED, "place" => "replica").increment(1);

@@ -182,6 +182,11 @@ impl Sessions {
             .assumed(self.clock.now(), link_memory::network_of(peer))
     }
 
+    /// All of them.
+    pub(crate) fn all(&self) -> Vec<Arc<Session>> {
+        self.table().sessions.values().cloned().collect()
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.table().sessions.len()
@@ -228,7 +233,7 @@ impl Sessions {
         rendition: impl Fn(&StreamName, u32) -> Option<Arc<str>>,
     ) -> Vec<serde_json::Value> {
         let now = self.clock.now();
-        let mut sessions: Vec<_> = self.table().sessions.values().cloned().collect();
+        let mut sessions = self.all();
         sessions.sort_by_key(|session| session.viewer);
         let record = |session: &Arc<Session>| session.record(now, &rendition);
         sessions.iter().map(record).collect()

@@ -50,6 +50,7 @@ use headwater_media::track::StreamInfo;
 use headwater_media::unit::MediaKind;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::latency::Timing;
 use crate::registry::ReplicaHandle;
 use crate::shard::connection::Claimed;
 use crate::shard::demand::Need;
@@ -109,8 +110,7 @@ pub(crate) enum Media {
     Batch {
         stream: StreamName,
         batch: Arc<PacketBatch>,
-        /// When it was packetized.
-        since: Instant,
+        timing: Timing,
     },
     /// The stream is described anew.
     Info {
@@ -172,6 +172,8 @@ pub struct Join {
     pub preference: Preference,
     /// What the shard counts about it, for the API.
     pub counters: Arc<Counters>,
+    /// When its request came.
+    pub asked: Instant,
 }
 
 /// Which renditions a viewer will have; by default the best that its link carries.
@@ -374,6 +376,11 @@ pub enum RestartError {
 }
 
 impl Shards {
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.shards.len()
+    }
+
     /// The shard that a new viewer goes to: the least loaded one that is alive. Cheap, so it is asked before anything is done for a viewer.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{Instrument, info_span};
 
+use crate::latency::Clocks;
 use crate::relay::Relay;
 use crate::replica::Feed;
 
@@ -92,6 +93,8 @@ pub struct Options {
     pub depth_max: usize,
     /// Where this node passes the stream on; empty: nowhere.
     pub grpc_url: String,
+    /// Where calls show their upstreams' clocks.
+    pub(crate) clocks: Clocks,
 }
 
 impl Default for Options {
@@ -100,6 +103,7 @@ impl Default for Options {
             upstreams: 1,
             depth_max: tree::PATH_NODES_MAX,
             grpc_url: String::new(),
+            clocks: Clocks::default(),
         }
     }
 }

@@ -166,6 +166,7 @@ mod tests {
             discontinuity: false,
             payload: Bytes::from(vec![0; bytes]),
             ingest_time: WallTime::default(),
+            origin_delay: Duration::ZERO,
         })
     }
 

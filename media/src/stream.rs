@@ -508,6 +508,7 @@ impl Stream {
             discontinuity: placed.jumped || track.discontinuity,
             payload: placed.payload,
             ingest_time: placed.ingest_time,
+            origin_delay: Duration::ZERO,
         });
         track.next_sequence += 1;
         track.awaiting_keyframe = false;

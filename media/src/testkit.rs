@@ -2,7 +2,7 @@
 //!
 //! Behind the feature `testkit`; no production code depends on it. Everything repeats from its seed.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -146,6 +146,7 @@ impl Iterator for Video {
             payload,
             ingest_time: WallTime::from_unix_micros(FIRST_INGEST_MICROS)
                 .after(pts.since(MediaTime::ZERO)),
+            origin_delay: Duration::ZERO,
         };
         self.sequence += 1;
         Some(unit)
@@ -206,6 +207,7 @@ impl Iterator for Audio {
             payload: payload.freeze(),
             ingest_time: WallTime::from_unix_micros(FIRST_INGEST_MICROS)
                 .after(pts.since(MediaTime::ZERO)),
+            origin_delay: Duration::ZERO,
         };
         self.sequence += 1;
         Some(unit)

@@ -1,5 +1,7 @@
 //! Access units: the coded pictures and audio frames that everything else moves around.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use crate::id::{Epoch, TrackId};
@@ -91,4 +93,7 @@ pub struct AccessUnit {
     pub payload: Bytes,
     /// When the origin read it from the publisher's socket.
     pub ingest_time: WallTime,
+    /// How long the origin had it before it sent it on, of a rendition that it makes with the time that took; zero: not known, or it has it
+    /// still.
+    pub origin_delay: Duration,
 }

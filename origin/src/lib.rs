@@ -12,7 +12,7 @@
 //! | [`audio`] | AAC to Opus |
 //! | [`ladder`] | renditions made of the publisher's video, by an ffmpeg child |
 //! | `replication` | the streams as edges subscribe to them |
-//! | `describe`, `metrics` | API record, metrics |
+//! | `describe`, `ingest`, `metrics` | API record, what publishers' media is like, metrics |
 //! | `publish_config` | what OBS is to send as a stream with several renditions |
 
 use std::net::SocketAddr;
@@ -42,6 +42,7 @@ pub mod config;
 mod contribution;
 mod describe;
 mod ffmpeg;
+mod ingest;
 pub mod ladder;
 mod metrics;
 mod ownership;

@@ -9,6 +9,12 @@ pub(crate) const STREAMS: &str = "headwater_origin_streams";
 pub(crate) const SUBSCRIBERS: &str = "headwater_origin_subscribers";
 /// Payload bytes taken from publishers.
 pub(crate) const INGEST_BYTES: &str = "headwater_origin_ingest_bytes_total";
+/// Access units taken from publishers.
+pub(crate) const INGEST_UNITS: &str = "headwater_origin_ingest_units_total";
+/// Gaps in what publishers sent.
+pub(crate) const INGEST_GAPS: &str = "headwater_origin_ingest_gaps_total";
+/// From one keyframe of a publisher to its next.
+pub(crate) const KEYFRAME_INTERVAL: &str = "headwater_origin_keyframe_interval_seconds";
 /// Access units of publishers that were not taken.
 pub(crate) const UNITS_DROPPED: &str = "headwater_origin_units_dropped_total";
 /// Payload bytes sent to edges.
@@ -68,6 +74,21 @@ pub(crate) fn describe() {
         INGEST_BYTES,
         Unit::Bytes,
         "Payload bytes taken from publishers, by kind"
+    );
+    describe_counter!(
+        INGEST_UNITS,
+        Unit::Count,
+        "Access units (pictures, audio frames) taken from publishers, by kind"
+    );
+    describe_counter!(
+        INGEST_GAPS,
+        Unit::Count,
+        "Times that media of a publisher was missing, or its clock jumped, by kind"
+    );
+    describe_histogram!(
+        KEYFRAME_INTERVAL,
+        Unit::Seconds,
+        "From one keyframe of a publisher to its next, by their timestamps"
     );
     describe_counter!(
         UNITS_DROPPED,
@@ -157,6 +178,9 @@ pub(crate) fn describe() {
         LADDER_RESTARTS,
     ]);
     start_at_zero_by(UNITS_DROPPED, "reason", &["overflow"]);
+    for name in [INGEST_BYTES, INGEST_UNITS, INGEST_GAPS] {
+        start_at_zero_by(name, "kind", &["video", "audio"]);
+    }
     start_at_zero_by(
         PUBLISHES,
         "outcome",

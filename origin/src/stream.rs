@@ -28,6 +28,7 @@ use tracing::{info, warn};
 use crate::audio::{self, Transcoder};
 use crate::config::OriginConfig;
 use crate::describe;
+use crate::ingest::Ingest;
 use crate::ladder;
 use crate::metrics as names;
 use crate::registry::HoldExpired;
@@ -176,6 +177,7 @@ pub(crate) struct StreamActor {
     ladder: ladder::Link,
     hold: Option<SpawnHandle>,
     dropped_units: u64,
+    ingest: Ingest,
 }
 
 impl StreamActor {
@@ -203,6 +205,7 @@ impl StreamActor {
             ladder: ladder::Link::new(ladder),
             hold: None,
             dropped_units: 0,
+            ingest: Ingest::default(),
         }
     }
 
@@ -380,6 +383,7 @@ impl Handler<Deliver> for StreamActor {
         counter!(names::INGEST_BYTES, "kind" => label).increment(bytes);
         match self.core.handle_unit(self.clock.now(), message.unit) {
             Ok(unit) => {
+                self.ingest.handle_unit(kind, &unit);
                 if kind == MediaKind::Audio
                     && let Some(transcoder) = &self.transcoder
                 {

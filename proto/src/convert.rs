@@ -4,6 +4,7 @@
 //! version, or hostile. A typed error says what was wrong; the receiver of one ends the call.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -211,6 +212,7 @@ impl From<&AccessUnit> for wire::Unit {
             discardable: unit.discardable,
             discontinuity: unit.discontinuity,
             ingest_unix_micros: unit.ingest_time.unix_micros(),
+            origin_delay_micros: u32::try_from(unit.origin_delay.as_micros()).unwrap_or(u32::MAX),
             payload: unit.payload.clone(),
         }
     }
@@ -247,6 +249,7 @@ impl TryFrom<wire::Unit> for AccessUnit {
             discontinuity: unit.discontinuity,
             payload: unit.payload,
             ingest_time: WallTime::from_unix_micros(unit.ingest_unix_micros),
+            origin_delay: Duration::from_micros(unit.origin_delay_micros.into()),
         })
     }
 }
@@ -504,7 +507,7 @@ mod tests {
             let sent = wire::Unit {
                 track_id, epoch: 1, sequence, configuration_id: 2, dts_ticks,
                 composition_offset_ticks: offset, keyframe, discardable: !keyframe, discontinuity: false,
-                ingest_unix_micros: 5, payload: payload.into(),
+                ingest_unix_micros: 5, origin_delay_micros: 6, payload: payload.into(),
             };
             if let Ok(unit) = AccessUnit::try_from(sent.clone()) {
                 prop_assert_eq!(wire::Unit::from(&unit), sent);

@@ -2,6 +2,7 @@
 //
 //   node play.mjs measure URL SCREENSHOT   plays, clicks the sound button, measures ten seconds, ends
 //   node play.mjs quality URL SCREENSHOT   chooses the lowest quality in the menu, then Auto, and says how many lines the picture had
+//   node play.mjs audit URL SCREENSHOT     reads the bars of each picture on the screen for twelve seconds, with how old the player takes it to be
 //   node play.mjs follow URL SCREENSHOT    prints the player's state every 200 ms until stdin ends
 //
 // With ONLY_TCP in the environment the page sees no UDP candidates, as behind a firewall that lets no UDP through.
@@ -11,6 +12,7 @@ import { chromium } from 'playwright-core';
 
 const [mode, url, screenshot] = process.argv.slice(2);
 const MEASURE_MS = 10000;
+const AUDIT_MS = 12000;
 const JOIN_MS = 30000;
 const SETTLE_MS = 8000;
 
@@ -120,6 +122,33 @@ async function measure(milliseconds) {
   };
 }
 
+/** Runs in the page: of each picture on the screen its number, when it was read (Unix time, ms), and how old the player says it is (ms). */
+async function audit(milliseconds) {
+  const BARS = 20;
+  const video = document.querySelector('video');
+  const canvas = new OffscreenCanvas(BARS * 8, 8);
+  const brush = canvas.getContext('2d', { willReadFrequently: true });
+  const seen = [];
+  const until = performance.now() + milliseconds;
+  await new Promise((resolve) => {
+    const see = (now, metadata) => {
+      const at = performance.timeOrigin + performance.now();
+      const age = window.headwater.latencyOf(now, metadata);
+      brush.drawImage(video, 0, 0, video.videoWidth, video.videoHeight / 3, 0, 0, canvas.width, canvas.height);
+      const { data } = brush.getImageData(0, 4, canvas.width, 1);
+      let code = 0;
+      for (let bar = 0; bar < BARS; bar += 1) code = code * 2 + (data[4 * (bar * 8 + 4)] > 125 ? 1 : 0);
+      const number = code >> 4;
+      const nibbles = (number & 15) + ((number >> 4) & 15) + ((number >> 8) & 15) + ((number >> 12) & 15);
+      if (((nibbles + 5) & 15) === (code & 15) && age !== undefined) seen.push([number, at, age]);
+      if (now < until) video.requestVideoFrameCallback(see);
+      else resolve();
+    };
+    video.requestVideoFrameCallback(see);
+  });
+  return seen;
+}
+
 try {
   await page.goto(url);
   if (mode === 'measure') {
@@ -136,6 +165,14 @@ try {
     const result = await page.evaluate(measure, MEASURE_MS);
     await page.screenshot({ path: screenshot });
     say({ muted, unmuted, statistics, errors, state: await page.evaluate(() => window.headwater.state), ...result });
+  } else if (mode === 'audit') {
+    await page.waitForFunction(() => window.headwater.state === 'live', null, { timeout: JOIN_MS });
+    // Until it has run up to the live edge, which the player doesn't report either.
+    await page.waitForTimeout(2000);
+    const seen = await page.evaluate(audit, AUDIT_MS);
+    await page.screenshot({ path: screenshot });
+    say({ seen, errors });
+    await page.close({ runBeforeUnload: false });
   } else if (mode === 'quality') {
     await page.waitForFunction(() => window.headwater.state === 'live', null, { timeout: JOIN_MS });
     const menu = page.getByRole('combobox', { name: 'Quality' });

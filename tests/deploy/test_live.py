@@ -114,6 +114,10 @@ class Live(unittest.TestCase):
         # A stream that has a publisher, one that nobody publishes, and what is no RTMP at all.
         cluster.publisher("another", origins[1], "live/s1")
         self.assertGreaterEqual(post(edges[0].http, "/whep/live/nothing", "v=0", {"Content-Type": "application/sdp"}), 400)
+        # Probes don't report what they see.
+        report = {"first_frame_ms": 400, "played_ms": 10000, "frozen_ms": 20, "freezes": 1, "latency_ms": [120, 130]}
+        for edge in edges:
+            self.assertEqual(post(edge.http, "/qoe", json.dumps(report), {"Content-Type": "application/json"}), 204)
         with socket.create_connection(("127.0.0.1", origins[0].rtmp)) as junk:
             junk.sendall(b"GET / HTTP/1.1\r\n\r\n" * 100)
         watching[0].kill()

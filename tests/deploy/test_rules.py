@@ -21,7 +21,7 @@ HEADINGS = re.compile(r"(?m)^#+ (.+)$")
 EDGE = 'instance="e1"'
 ORIGIN = 'instance="o1"'
 JOINS = "headwater_edge_joins_total"
-FAN_OUT = "headwater_edge_fan_out_seconds"
+LATENCY = "headwater_edge_latency_seconds"
 JOIN = "headwater_edge_join_seconds"
 MEMBER = 'instance="etcd-0",job="headwater-etcd"'
 OTHERS_JOB = 'instance="p1",job="kubernetes-pods"'
@@ -35,6 +35,11 @@ def joins(ok, failed, minutes=100):
     return counter(JOINS, EDGE + ',result="ok"', ok, minutes) | counter(JOINS, EDGE + ',result="overloaded"', failed, minutes)
 
 
+def playing(moving, frozen, minutes=100):
+    """Seconds of pictures that move and that stand still, each minute."""
+    return counter("headwater_edge_player_played_seconds_total", EDGE, moving + frozen, minutes) | counter("headwater_edge_player_frozen_seconds_total", EDGE, frozen, minutes)
+
+
 def histogram(name, labels, le, within, all_, minutes=100):
     return (counter(name + "_bucket", f'{labels},le="{le}"', within, minutes) | counter(name + "_bucket", labels + ',le="+Inf"', all_, minutes)
             | counter(name + "_count", labels, all_, minutes))
@@ -46,16 +51,18 @@ def builds(*nodes):
 
 # The slow alerts look at three days: a value each quarter of an hour does, for 75 hours.
 QUARTERS = 300
-BY_QUARTERS = {"HeadwaterJoinsFailSlow", "HeadwaterJoinsSlowSlow", "HeadwaterEdgesLateSlow"}
+BY_QUARTERS = {"HeadwaterJoinsFailSlow", "HeadwaterJoinsSlowSlow", "HeadwaterFreezesSlow", "HeadwaterPicturesLateSlow"}
 
 # alert: (series that fire it, series that don't, minute to look at, labels it has, its value as the summary has it)
 ALERTS = {
     "HeadwaterJoinsFailFast": (joins(90, 10), joins(995, 5), 90, {}, "10%"),
     "HeadwaterJoinsFailSlow": (joins(98, 2, QUARTERS), joins(998, 2, QUARTERS), QUARTERS - 5, {}, "2%"),
-    "HeadwaterJoinsSlowFast": (joins(100, 0) | histogram(JOIN, EDGE + ',phase="total"', "1", 20, 100), joins(100, 0) | histogram(JOIN, EDGE + ',phase="total"', "1", 90, 100), 90, {}, "80%"),
-    "HeadwaterJoinsSlowSlow": (histogram(JOIN, EDGE + ',phase="total"', "1", 90, 100, QUARTERS), histogram(JOIN, EDGE + ',phase="total"', "1", 99, 100, QUARTERS), QUARTERS - 5, {}, "10%"),
-    "HeadwaterEdgesLateFast": (histogram(FAN_OUT, EDGE, "0.25", 80, 100), histogram(FAN_OUT, EDGE, "0.25", 99, 100), 90, {}, "20%"),
-    "HeadwaterEdgesLateSlow": (histogram(FAN_OUT, EDGE, "0.25", 95, 100, QUARTERS), histogram(FAN_OUT, EDGE, "0.25", 996, 1000, QUARTERS), QUARTERS - 5, {}, "5%"),
+    "HeadwaterJoinsSlowFast": (joins(100, 0) | histogram(JOIN, EDGE + ',phase="first_media"', "1.5", 20, 100), joins(100, 0) | histogram(JOIN, EDGE + ',phase="first_media"', "1.5", 90, 100), 90, {}, "80%"),
+    "HeadwaterJoinsSlowSlow": (histogram(JOIN, EDGE + ',phase="first_media"', "1.5", 90, 100, QUARTERS), histogram(JOIN, EDGE + ',phase="first_media"', "1.5", 99, 100, QUARTERS), QUARTERS - 5, {}, "10%"),
+    "HeadwaterPicturesLateFast": (histogram(LATENCY, EDGE, "0.25", 80, 100), histogram(LATENCY, EDGE, "0.25", 99, 100), 90, {}, "20%"),
+    "HeadwaterPicturesLateSlow": (histogram(LATENCY, EDGE, "0.25", 95, 100, QUARTERS), histogram(LATENCY, EDGE, "0.25", 996, 1000, QUARTERS), QUARTERS - 5, {}, "5%"),
+    "HeadwaterFreezesFast": (playing(90, 10), playing(995, 5), 90, {}, "10%"),
+    "HeadwaterFreezesSlow": (playing(98, 2, QUARTERS), playing(998, 2, QUARTERS), QUARTERS - 5, {}, "2%"),
     # Under a job that has others, too: one of ours was once seen with its metrics.
     "HeadwaterNodeDown": (
         {f"up{{{OTHERS_JOB}}}": "1x5 0x50", f'headwater_build_info{{{OTHERS_JOB},role="edge"}}': "1x5 _x50"},

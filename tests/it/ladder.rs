@@ -61,7 +61,7 @@ impl Watcher {
             while !reached(self) {
                 match self.subscription.feed().await {
                     Feed::Info(info) => self.info = Some(info),
-                    Feed::Unit(unit) => self.units.entry(unit.track).or_default().push(unit),
+                    Feed::Unit { unit, .. } => self.units.entry(unit.track).or_default().push(unit),
                     Feed::Gap { .. } | Feed::Upstream(_) => {}
                 }
             }

@@ -13,6 +13,7 @@ mod drain;
 mod failover;
 mod forward;
 mod ladder;
+mod latency;
 mod operations;
 mod overload;
 mod ownership;

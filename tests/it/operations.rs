@@ -1,6 +1,7 @@
 //! What an operator relies on: signals, health, metrics, the API and the command line.
 
-use std::process::Command;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 
 use super::harness::{
     Cluster, Directory, Options, Picture, Publisher, Sound, Viewer, eventually, get, seconds,
@@ -150,4 +151,50 @@ fn the_command_line_explains_itself_and_refuses_what_it_does_not_know() {
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("--no-such-flag"));
     let nonsense = headwater(&["probe", "rtmp://127.0.0.1/live/demo"]);
     assert_eq!(nonsense.status.code(), Some(2));
+}
+
+#[test]
+fn metrics_of_an_idle_cluster_are_few_and_begin_at_zero() {
+    let mut cluster = Cluster::split(Directory::Etcd, &Options::default());
+    for admin in [cluster.edge().admin, cluster.origin().admin] {
+        let text = get(admin, "/metrics").expect("the metrics").body;
+        let series = text.lines().filter(|line| !line.starts_with('#')).count();
+        // On eight cores: there is one shard here.
+        let of_a_shard = text.matches("shard=\"0\"").count();
+        let series = series + 7 * of_a_shard;
+        assert!(series < 300, "{series} series:\n{text}");
+        check_with_promtool(&text);
+    }
+    let text = get(cluster.edge().admin, "/metrics")
+        .expect("the metrics")
+        .body;
+    for series in [
+        "headwater_edge_joins_total{result=\"ok\"}",
+        "headwater_edge_viewers_ended_total{reason=\"kicked\"}",
+        "headwater_edge_join_seconds_count{phase=\"first_media\"}",
+        "headwater_edge_join_seconds_bucket{phase=\"first_media\",le=\"1.5\"}",
+        "headwater_edge_player_played_seconds_total",
+        "headwater_edge_packets_sent_total{kind=\"video\"}",
+    ] {
+        let zero = format!("{series} 0");
+        assert!(
+            text.lines().any(|line| line == zero),
+            "no {series}:\n{text}"
+        );
+    }
+}
+
+/// promtool finds nothing to say of it.
+fn check_with_promtool(text: &str) {
+    let mut command = Command::new("promtool");
+    command.args(["check", "metrics"]);
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("promtool");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all(text.as_bytes()).expect("written");
+    drop(stdin);
+    let output = child.wait_with_output().expect("promtool ends");
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success() && said.is_empty(), "{said}\n{text}");
 }

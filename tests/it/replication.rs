@@ -260,7 +260,7 @@ impl Subscription {
         }
         loop {
             match self.feed().await {
-                Feed::Unit(unit) => return unit,
+                Feed::Unit { unit, .. } => return unit,
                 Feed::Gap { lost, .. } => panic!("{lost} units are lost"),
                 Feed::Info(_) | Feed::Upstream(_) => {}
             }
@@ -271,7 +271,7 @@ impl Subscription {
         loop {
             match self.feed().await {
                 Feed::Upstream(state) if state == wanted => return,
-                Feed::Unit(unit) => self.waiting.push_back(unit),
+                Feed::Unit { unit, .. } => self.waiting.push_back(unit),
                 Feed::Gap { .. } | Feed::Info(_) | Feed::Upstream(_) => {}
             }
         }

@@ -18,7 +18,7 @@ struct Asset {
     body: &'static str,
 }
 
-const ASSETS: [Asset; 6] = [
+const ASSETS: [Asset; 7] = [
     Asset {
         name: "index.js",
         content_type: "text/javascript; charset=utf-8",
@@ -38,6 +38,11 @@ const ASSETS: [Asset; 6] = [
         name: "quality.js",
         content_type: "text/javascript; charset=utf-8",
         body: include_str!("../../player/quality.js"),
+    },
+    Asset {
+        name: "qoe.js",
+        content_type: "text/javascript; charset=utf-8",
+        body: include_str!("../../player/qoe.js"),
     },
     Asset {
         name: "style.css",

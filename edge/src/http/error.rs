@@ -162,6 +162,17 @@ impl Problem {
         .retry_after(1)
     }
 
+    /// Of players, on what they show: others are enough.
+    pub(crate) fn too_many_reports() -> Self {
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "sampled",
+            "Too many reports",
+            "this edge has as many reports as it wants at the moment",
+        )
+        .retry_after(30)
+    }
+
     pub(crate) fn draining() -> Self {
         // A connection that stays open would bring the next try here again.
         Self::unavailable("draining", "this edge is shutting down; try another one")

@@ -28,6 +28,9 @@ pub struct Config {
     pub requests_per_second: u32,
     /// How many of them it may send at once (count): many viewers may share an address.
     pub requests_burst: u32,
+    /// Reports of players (`POST /qoe`) that this edge takes per second (count), so that what it counts is a sample; 0: players aren't asked for
+    /// any. What one address may send of them is limited as other requests are.
+    pub reports_per_second: u32,
     /// Loopback addresses are limited too, in requests and connections. Off by default: a proxy or a load test on the same machine is no flood.
     pub limit_loopback: bool,
 }
@@ -42,6 +45,7 @@ impl Default for Config {
             keep_alive_seconds: 15,
             requests_per_second: 50,
             requests_burst: 250,
+            reports_per_second: 100,
             limit_loopback: false,
         }
     }
@@ -61,22 +65,40 @@ pub(crate) struct Limiter {
     rate: f64,
     burst: f64,
     loopback: bool,
-    buckets: HashMap<IpAddr, Bucket>,
-    shared: Option<Bucket>,
+    buckets: HashMap<IpAddr, Tokens>,
+    shared: Option<Tokens>,
     swept: Option<Instant>,
 }
 
+/// A token bucket.
 #[derive(Debug, Clone, Copy)]
-struct Bucket {
-    tokens: f64,
+pub(crate) struct Tokens {
+    left: f64,
     at: Instant,
 }
 
-impl Bucket {
+impl Tokens {
+    pub(crate) const fn full(now: Instant, burst: f64) -> Self {
+        Self {
+            left: burst,
+            at: now,
+        }
+    }
+
+    /// Takes one; false if there is none.
+    pub(crate) fn take(&mut self, now: Instant, rate: f64, burst: f64) -> bool {
+        *self = self.refilled(now, rate, burst);
+        let any = self.left >= 1.0;
+        if any {
+            self.left -= 1.0;
+        }
+        any
+    }
+
     fn refilled(self, now: Instant, rate: f64, burst: f64) -> Self {
         let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
         Self {
-            tokens: elapsed.mul_add(rate, self.tokens).min(burst),
+            left: elapsed.mul_add(rate, self.left).min(burst),
             at: now,
         }
     }
@@ -101,10 +123,7 @@ impl Limiter {
         }
         let (rate, burst) = (self.rate, self.burst);
         let key = network_of(address);
-        let full = Bucket {
-            tokens: burst,
-            at: now,
-        };
+        let full = Tokens::full(now, burst);
         if self.buckets.len() >= ADDRESSES_MAX && !self.buckets.contains_key(&key) {
             self.sweep(now);
         }
@@ -113,12 +132,7 @@ impl Limiter {
         } else {
             self.shared.get_or_insert(full)
         };
-        *bucket = bucket.refilled(now, rate, burst);
-        if bucket.tokens < 1.0 {
-            return false;
-        }
-        bucket.tokens -= 1.0;
-        true
+        bucket.take(now, rate, burst)
     }
 
     /// Forgets addresses whose bucket is full again: a new one would be the same.
@@ -132,7 +146,7 @@ impl Limiter {
         self.swept = Some(now);
         let (rate, burst) = (self.rate, self.burst);
         self.buckets
-            .retain(|_, bucket| bucket.refilled(now, rate, burst).tokens < burst);
+            .retain(|_, bucket| bucket.refilled(now, rate, burst).left < burst);
     }
 }
 

@@ -18,6 +18,19 @@ pub(crate) const FORWARDED: &str = "headwater_edge_http_forwarded_total";
 /// See [`describe`].
 pub(crate) const SESSIONS: &str = "headwater_edge_sessions";
 
+/// See [`describe`].
+pub(crate) const PLAYER_REPORTS: &str = "headwater_edge_player_reports_total";
+/// See [`describe`].
+pub(crate) const PLAYER_FIRST_FRAME: &str = "headwater_edge_player_first_frame_seconds";
+/// See [`describe`].
+pub(crate) const PLAYER_PLAYED: &str = "headwater_edge_player_played_seconds_total";
+/// See [`describe`].
+pub(crate) const PLAYER_FROZEN: &str = "headwater_edge_player_frozen_seconds_total";
+/// See [`describe`].
+pub(crate) const PLAYER_FREEZES: &str = "headwater_edge_player_freezes_total";
+/// See [`describe`].
+pub(crate) const PLAYER_LATENCY: &str = "headwater_edge_player_latency_seconds";
+
 /// Registers the help texts. Call once, after the recorder is installed.
 pub(crate) fn describe() {
     describe_counter!(REQUESTS, "HTTP requests, by route and class of status");
@@ -32,7 +45,7 @@ pub(crate) fn describe() {
     describe_histogram!(
         JOIN,
         Unit::Seconds,
-        "accepted WHEP offers, by phase: offer (read and parsed), open (the stream), shard (viewer taken in), total"
+        "accepted WHEP offers, by phase: offer (read and parsed), open (the stream), shard (viewer taken in), total (answered), first_media (the first packet of media left)"
     );
     describe_counter!(ICE_RESTARTS, "ICE restarts answered");
     describe_counter!(
@@ -40,7 +53,46 @@ pub(crate) fn describe() {
         "requests handed to the edge that they are for, by result: ok (answered), refused, unreachable"
     );
     describe_gauge!(SESSIONS, "WHEP sessions, connecting ones included");
-    start_at_zero(&[CONNECTIONS_REFUSED, ICE_RESTARTS]);
+    describe_counter!(
+        PLAYER_REPORTS,
+        "reports of players, by result: ok, sampled (enough of them), or the kind of problem"
+    );
+    describe_histogram!(
+        PLAYER_FIRST_FRAME,
+        Unit::Seconds,
+        "from a player's request to its first frame on the screen, as players report"
+    );
+    describe_counter!(
+        PLAYER_PLAYED,
+        Unit::Seconds,
+        "time in which players were to show pictures, as they report"
+    );
+    describe_counter!(
+        PLAYER_FROZEN,
+        Unit::Seconds,
+        "part of that in which pictures stood still"
+    );
+    describe_counter!(
+        PLAYER_FREEZES,
+        "times pictures stood still, as players report"
+    );
+    describe_histogram!(
+        PLAYER_LATENCY,
+        Unit::Seconds,
+        "from the publisher's socket at the origin to the screen, of some frames, as players report"
+    );
+    start_at_zero(&[
+        CONNECTIONS_REFUSED,
+        ICE_RESTARTS,
+        PLAYER_PLAYED,
+        PLAYER_FROZEN,
+        PLAYER_FREEZES,
+    ]);
+    start_at_zero_by(
+        PLAYER_REPORTS,
+        "result",
+        &["ok", "sampled", "rate-limit", "malformed"],
+    );
     start_at_zero_by(FORWARDED, "result", &["ok", "refused", "unreachable"]);
     start_at_zero_by(
         JOINS,

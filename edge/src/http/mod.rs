@@ -39,6 +39,7 @@ mod layer;
 pub mod limits;
 pub(crate) mod metrics;
 mod preference;
+mod qoe;
 mod whep;
 
 pub(crate) use api::record;
@@ -78,6 +79,7 @@ pub struct EdgeState {
     drain: Arc<Drain>,
     config: Config,
     limiter: Mutex<limits::Limiter>,
+    intake: qoe::Intake,
     live: api::Live,
     silent: forward::Silent,
 }
@@ -97,6 +99,7 @@ impl EdgeState {
             drain,
         } = guests;
         let limiter = Mutex::new(limits::Limiter::new(&config.limits));
+        let intake = qoe::Intake::new(&config.limits);
         Self {
             node,
             registry,
@@ -106,6 +109,7 @@ impl EdgeState {
             drain,
             config,
             limiter,
+            intake,
             live: api::Live::default(),
             silent: forward::Silent::default(),
         }
@@ -285,6 +289,15 @@ fn routes(config: &mut web::ServiceConfig) {
                 })),
         )
         .service(
+            web::resource("/qoe")
+                .name("qoe")
+                .route(web::post().to(qoe::post))
+                .route(web::method(actix_web::http::Method::OPTIONS).to(qoe::options))
+                .default_service(web::to(|| async {
+                    Problem::method(qoe::METHODS).error_response()
+                })),
+        )
+        .service(
             page("/", "index")
                 .route(web::get().to(assets::index))
                 .route(web::head().to(assets::index)),
@@ -327,6 +340,7 @@ async fn observe<B: MessageBody>(
             "whep_layer" => "whep_layer",
             "whep_events" => "whep_events",
             "streams" => "streams",
+            "qoe" => "qoe",
             "index" => "index",
             "play" => "play",
             "assets" => "assets",

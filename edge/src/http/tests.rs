@@ -485,3 +485,46 @@ async fn a_full_edge_says_so_before_it_reads_the_offer() {
         "unauthorized"
     );
 }
+
+#[actix_rt::test]
+async fn reports_of_players_are_bounded_and_sampled() {
+    let server = Server::start(|config| config.limits.reports_per_second = 4, None).await;
+    let json = "Content-Type: application/json\r\n";
+    let report =
+        r#"{"first_frame_ms":300,"played_ms":30000,"frozen_ms":0,"freezes":0,"latency_ms":[150]}"#;
+    let taken = server.request("POST", "/qoe", json, report).await;
+    assert_eq!(taken.status, 204, "{}", taken.head);
+    assert_eq!(taken.header("access-control-allow-origin"), Some("*"));
+    let text = "Content-Type: text/plain;charset=UTF-8\r\n";
+    let answer = server.request("POST", "/qoe", text, "[0,").await;
+    assert_eq!(answer.problem(400), "malformed");
+    let long = format!(r#"{{"latency_ms":[{}1]}}"#, "1,".repeat(2048));
+    let answer = server.request("POST", "/qoe", json, &long).await;
+    assert_eq!(answer.problem(413), "too-large");
+    let answer = server.offer("/qoe", "").await;
+    assert_eq!(answer.problem(415), "media-type");
+    // That is as many as it takes in a second.
+    let answer = server.request("POST", "/qoe", json, report).await;
+    assert_eq!(answer.problem(429), "sampled");
+    assert_eq!(answer.header("retry-after"), Some("30"));
+
+    let answer = server.request("GET", "/qoe", "", "").await;
+    assert_eq!(answer.problem(405), "method");
+    let preflight = server.request("OPTIONS", "/qoe", "", "").await;
+    assert_eq!(preflight.status, 200);
+    assert_eq!(preflight.header("accept-post"), Some("application/json"));
+}
+
+#[actix_rt::test]
+async fn reports_come_from_those_who_may_watch_or_not_at_all() {
+    let json = "Content-Type: application/json\r\n";
+    let server = Server::start(|_| (), Some("a-secret-token")).await;
+    let answer = server.request("POST", "/qoe", json, "{}").await;
+    assert_eq!(answer.problem(401), "unauthorized");
+    let headers = format!("{json}Authorization: Bearer a-secret-token\r\n");
+    let answer = server.request("POST", "/qoe", &headers, "{}").await;
+    assert_eq!(answer.status, 204);
+    let server = Server::start(|config| config.limits.reports_per_second = 0, None).await;
+    let answer = server.request("POST", "/qoe", json, "{}").await;
+    assert_eq!(answer.problem(404), "not-found");
+}

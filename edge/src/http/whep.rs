@@ -16,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::error::Problem;
-use super::{EdgeState, auth, body, cors, events, forward, forwarded, millis, peer, preference};
+use super::{
+    EdgeState, auth, body, cors, events, forward, forwarded, millis, peer, preference, qoe,
+};
 use crate::sessions::{IceSession, Session, SessionId};
 use crate::shard::tag::ICE_CHARS;
 use crate::shard::{
@@ -170,6 +172,7 @@ async fn join(
             negotiated: negotiation.negotiated.clone(),
             preference: preference.clone(),
             counters: Arc::clone(&counters),
+            asked: start,
         });
         match tokio::time::timeout(SHARD_TIMEOUT, joining).await {
             Ok(Ok(())) => break,
@@ -399,7 +402,8 @@ fn created(
     answer: &str,
 ) -> HttpResponse {
     let base = state.config.public_url.as_deref().unwrap_or_default();
-    let location = format!("{}/whep/{name}/{}", base.trim_end_matches('/'), id.as_str());
+    let base = base.trim_end_matches('/');
+    let location = format!("{base}/whep/{name}/{}", id.as_str());
     let mut response = HttpResponse::Created();
     response
         .content_type(SDP)
@@ -432,6 +436,12 @@ fn created(
             events::NAMES.join(",")
         ),
     ));
+    if state.intake.open() {
+        response.append_header((
+            header::LINK,
+            format!("<{base}/qoe>; rel=\"{}\"", qoe::RELATION),
+        ));
+    }
     response.body(answer.to_owned())
 }
 

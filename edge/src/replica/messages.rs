@@ -1,6 +1,7 @@
 //! What replicas are told and asked.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use actix::Message;
 use headwater_media::id::TrackId;
@@ -18,7 +19,12 @@ pub enum Feed {
     /// What the stream is now: at first, after each change, and each second with measured bitrates.
     Info(Arc<StreamInfo>),
     /// The next access unit of a track. Ingest times are on this node's clock.
-    Unit(Arc<AccessUnit>),
+    Unit {
+        /// It.
+        unit: Arc<AccessUnit>,
+        /// When it came; none: it was kept.
+        came: Option<Instant>,
+    },
     /// Units of a track were lost on the way or skipped; what follows begins at a keyframe.
     Gap {
         /// The track.

@@ -9,6 +9,7 @@ use headwater_media::rtp::ring::{Limits, PacketRing};
 use headwater_media::track::Configuration;
 use headwater_media::unit::AccessUnit;
 
+use crate::latency::LiveEdge;
 use crate::transport::srtp::RTP_TAG_BYTES_MAX;
 
 /// Bytes of a UDP payload that pass everywhere: IPv6's least MTU less its headers (RFC 8200 section 5).
@@ -24,6 +25,7 @@ pub(super) struct Packets {
     ring: PacketRing,
     /// Units were lost: nothing is sent before a keyframe.
     pub(super) waiting: bool,
+    pub(super) live: LiveEdge,
 }
 
 enum Packetizer {
@@ -43,6 +45,7 @@ impl Packets {
             packetizer,
             ring: PacketRing::new(ring),
             waiting: true,
+            live: LiveEdge::default(),
         })
     }
 

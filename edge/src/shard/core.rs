@@ -210,6 +210,7 @@ impl Core {
             negotiated,
             preference,
             counters,
+            asked,
         } = join;
         let new_stream = !self.streams.contains_key(&name);
         let (ring, playout_delay) = (self.options.ring, self.options.playout_delay_ms);
@@ -282,6 +283,7 @@ impl Core {
                 audio,
                 counters,
                 replica,
+                asked,
             },
             now,
         ));

@@ -16,6 +16,7 @@ use headwater_media::unit::MediaKind;
 use slab::Slab;
 use smallvec::SmallVec;
 
+use crate::latency::Timing;
 use crate::shard::ViewerId;
 use crate::shard::core::Core;
 use crate::shard::outbox::Outbox;
@@ -56,7 +57,7 @@ pub(crate) enum Job {
     Batch {
         stream: StreamName,
         batch: Arc<PacketBatch>,
-        arrived: Instant,
+        timing: Timing,
         /// Where in the viewers it began, and how many it visited.
         start: usize,
         visited: usize,
@@ -70,7 +71,8 @@ pub(crate) enum Job {
 pub(crate) struct Sent {
     pub(crate) video_packets: u64,
     pub(crate) audio_packets: u64,
-    pub(crate) bytes: u64,
+    pub(crate) video_bytes: u64,
+    pub(crate) audio_bytes: u64,
     /// Times a viewer lost its place and waits for a keyframe.
     pub(crate) skips: u64,
     /// Times a connection had no room for an access unit of video, and its viewer waits for a keyframe.
@@ -79,17 +81,19 @@ pub(crate) struct Sent {
     pub(crate) tcp_drops: u64,
     /// Batches there was no room for in the queue of jobs.
     pub(crate) dropped: u64,
-    /// Since when those batches were on their way that are now with their last viewer.
-    pub(crate) finished: SmallVec<[Instant; 8]>,
+    /// Batches that are now with their last viewer.
+    pub(crate) finished: SmallVec<[Timing; 4]>,
+    /// From viewers' requests to what they were sent first.
+    pub(crate) first: SmallVec<[Duration; 4]>,
     /// How long pictures waited for a viewer's pacer.
     pub(crate) waited: SmallVec<[Duration; 32]>,
 }
 
 impl Core {
-    /// A batch came from its replica, which packetized it at `since`: keep it and send it on.
+    /// A batch came from its replica: keep it and send it on.
     pub(crate) fn handle_batch(
         &mut self,
-        since: Instant,
+        timing: Timing,
         name: &StreamName,
         batch: Arc<PacketBatch>,
     ) {
@@ -122,7 +126,7 @@ impl Core {
         jobs.push_back(Job::Batch {
             stream: name.clone(),
             batch,
-            arrived: since,
+            timing,
             start: stream.rotation,
             visited: 0,
         });
@@ -143,18 +147,21 @@ impl Core {
             Some(Job::Batch {
                 stream,
                 batch,
-                arrived,
+                mut timing,
                 start,
                 visited,
             }) => {
+                if visited == 0 && self.has_audience(&stream, batch.track) {
+                    timing.begun = Some(now);
+                }
                 let visited = self.send_chunk((now, wall), &stream, &batch, start, visited, outbox);
                 if visited.is_none() {
-                    self.sent.finished.push(arrived);
+                    self.sent.finished.push(timing);
                 }
                 visited.map(|visited| Job::Batch {
                     stream,
                     batch,
-                    arrived,
+                    timing,
                     start,
                     visited,
                 })
@@ -179,10 +186,15 @@ impl Core {
     pub(crate) fn oldest_batch(&self) -> Option<Instant> {
         let jobs = self.audio_jobs.iter().chain(&self.video_jobs);
         jobs.filter_map(|job| match job {
-            Job::Batch { arrived, .. } => Some(*arrived),
+            Job::Batch { timing, .. } => Some(timing.since),
             Job::CatchUp { .. } => None,
         })
         .min()
+    }
+
+    fn has_audience(&self, stream: &StreamName, track: TrackId) -> bool {
+        let stream = self.streams.get(stream);
+        stream.is_some_and(|stream| !stream.audiences.of(track).is_empty())
     }
 
     /// What was sent since the last call.
@@ -353,6 +365,7 @@ impl Core {
             };
             let left = peer.send(now, kind, batch, 0, allowance, outbox);
             self.sent.add(kind, left);
+            self.sent.note_first(now, peer, left);
             if peer.may_report(now, kind) {
                 peer.report(now, wall, &stream.timeline, outbox);
             }
@@ -419,6 +432,7 @@ impl Core {
             }
             let left = peer.send(now, MediaKind::Video, batch, place, allowance, outbox);
             self.sent.add(MediaKind::Video, left);
+            self.sent.note_first(now, peer, left);
             allowance = allowance.less(left);
             if left.packets == 0 {
                 break false;
@@ -488,10 +502,19 @@ pub(super) fn media_rate(info: &StreamInfo, ring: &PacketRing, track: TrackId) -
 
 impl Sent {
     const fn add(&mut self, kind: MediaKind, left: Left) {
-        match kind {
-            MediaKind::Video => self.video_packets += left.packets,
-            MediaKind::Audio => self.audio_packets += left.packets,
+        let (packets, bytes) = match kind {
+            MediaKind::Video => (&mut self.video_packets, &mut self.video_bytes),
+            MediaKind::Audio => (&mut self.audio_packets, &mut self.audio_bytes),
+        };
+        *packets += left.packets;
+        *bytes += left.bytes;
+    }
+
+    fn note_first(&mut self, now: Instant, peer: &mut Peer, left: Left) {
+        if left.packets > 0
+            && let Some(asked) = peer.asked.take()
+        {
+            self.first.push(now.saturating_duration_since(asked));
         }
-        self.bytes += left.bytes;
     }
 }

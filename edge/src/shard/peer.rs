@@ -72,6 +72,8 @@ pub(crate) struct Peer {
     pub(crate) catching_up: bool,
     /// When that job goes on, if it pauses.
     pub(crate) catch_up_at: Option<Instant>,
+    /// When its request came, until it has been sent something.
+    pub(super) asked: Option<Instant>,
     /// Keeps the stream for as long as the viewer is here.
     _replica: ReplicaHandle,
 }
@@ -96,6 +98,7 @@ pub(crate) struct PeerParts {
     pub(crate) audio: Option<Outgoing>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) replica: ReplicaHandle,
+    pub(crate) asked: Instant,
 }
 
 impl Peer {
@@ -111,6 +114,7 @@ impl Peer {
             audio,
             counters,
             replica,
+            asked,
         } = parts;
         let numbered = [&video, &audio]
             .into_iter()
@@ -140,6 +144,7 @@ impl Peer {
             wake_at: None,
             catching_up: false,
             catch_up_at: None,
+            asked: Some(asked),
             _replica: replica,
         }
     }

@@ -17,10 +17,12 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::abr::{Choose, Measured, RenditionsChanged, Switched};
+use crate::http::metrics::JOIN;
+use crate::latency::Recorder;
 use crate::metrics::{
-    BATCHES_DROPPED, BYTES_SENT, FAN_OUT, KEYFRAMES_RESENT, MAILBOX_FULL, PACED, PACKETS_SENT,
-    RESENT, SEND_DROPPED, SHARD_BUSY, SHARD_EGRESS, SHARD_LAG, SHARD_LOAD, SKIPPED,
-    TCP_CONNECTIONS, TRANSPORTS, VIEWERS, VIEWERS_ENDED, VIEWERS_JOINED,
+    BATCHES_DROPPED, BYTES_SENT, KEYFRAMES_RESENT, MAILBOX_FULL, PACED, PACKETS_SENT, RESENT,
+    SEND_DROPPED, SHARD_BUSY, SHARD_EGRESS, SHARD_LAG, SHARD_LOAD, SKIPPED, TCP_CONNECTIONS,
+    TRANSPORTS, VIEWERS, VIEWERS_ENDED, VIEWERS_JOINED,
 };
 use crate::registry::ReplicaHandle;
 use crate::retransmit::Nacks;
@@ -119,14 +121,16 @@ struct Figures {
     egress: Gauge,
     video: Counter,
     audio: Counter,
-    bytes: Counter,
+    video_bytes: Counter,
+    audio_bytes: Counter,
     resent: Counter,
     skips: Counter,
     dropped: Counter,
     tcp_skips: Counter,
     tcp_drops: Counter,
-    fan_out: Histogram,
+    latency: Option<Recorder>,
     paced: Histogram,
+    first: Histogram,
     transports: Transports,
     udp: Gauge,
     tcp: Gauge,
@@ -143,14 +147,16 @@ impl Figures {
             egress: of_shard(SHARD_EGRESS),
             video: counter!(PACKETS_SENT, "kind" => "video"),
             audio: counter!(PACKETS_SENT, "kind" => "audio"),
-            bytes: counter!(BYTES_SENT),
+            video_bytes: counter!(BYTES_SENT, "kind" => "video"),
+            audio_bytes: counter!(BYTES_SENT, "kind" => "audio"),
             resent: counter!(RESENT),
             skips: counter!(SKIPPED, "place" => "viewer"),
             dropped: counter!(BATCHES_DROPPED),
             tcp_skips: counter!(SKIPPED, "place" => "tcp"),
             tcp_drops: counter!(SEND_DROPPED, "reason" => "tcp"),
-            fan_out: histogram!(FAN_OUT),
+            latency: None,
             paced: histogram!(PACED),
+            first: histogram!(JOIN, "phase" => "first_media"),
             transports: Transports::default(),
             udp: gauge!(TRANSPORTS, "transport" => "udp", "shard" => shard.to_string()),
             tcp: gauge!(TRANSPORTS, "transport" => "tcp", "shard" => shard.to_string()),
@@ -439,8 +445,8 @@ impl Shell {
             Media::Batch {
                 stream,
                 batch,
-                since,
-            } => self.core.handle_batch(since, &stream, batch),
+                timing,
+            } => self.core.handle_batch(timing, &stream, batch),
             Media::Backlog {
                 stream,
                 info,
@@ -614,19 +620,26 @@ impl Shell {
         }
         figures.video.increment(sent.video_packets);
         figures.audio.increment(sent.audio_packets);
-        figures.bytes.increment(sent.bytes);
+        figures.video_bytes.increment(sent.video_bytes);
+        figures.audio_bytes.increment(sent.audio_bytes);
         figures.skips.increment(sent.skips);
         figures.tcp_skips.increment(sent.tcp_skips);
         figures.tcp_drops.increment(sent.tcp_drops);
         figures.dropped.increment(sent.dropped);
+        for took in sent.first {
+            figures.first.record(took.as_secs_f64());
+        }
         for waited in sent.waited {
             figures.paced.record(waited.as_secs_f64());
         }
         let now = self.clock.now();
-        for since in sent.finished {
-            let took = now.saturating_duration_since(since);
-            figures.fan_out.record(took.as_secs_f64());
-            self.meter.handle_fan_out(took);
+        for timing in sent.finished {
+            self.meter
+                .handle_fan_out(now.saturating_duration_since(timing.since));
+            if timing.begun.is_some() && timing.arrival.is_some() {
+                let latency = figures.latency.get_or_insert_with(Recorder::new);
+                latency.record(&timing, now);
+            }
         }
         if now < self.meter.poll_timeout() {
             return;

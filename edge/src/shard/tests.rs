@@ -43,6 +43,7 @@ use super::backlog::Backlog;
 use super::core::{Core, Event, Options};
 use super::outbox::Outbox;
 use super::{Counters, Credentials, EndReason, Join, JoinError, Preference, ViewerId, ViewerState};
+use crate::latency::Timing;
 use crate::registry;
 use crate::replica::RTP_PAYLOAD_BYTES;
 use crate::transport::dtls::Identity;
@@ -195,7 +196,8 @@ impl World {
 
     /// A batch arrives and is fanned out.
     fn send(&mut self, batch: Arc<PacketBatch>) {
-        self.core.handle_batch(self.now, &name(), batch);
+        self.core
+            .handle_batch(Timing::new(self.now, None), &name(), batch);
         self.work();
     }
 
@@ -334,6 +336,7 @@ impl World {
                 audio: Some(media(AUDIO_TYPE, None, AUDIO_SSRC)),
             },
             counters: Arc::clone(&peer.counters),
+            asked: self.now,
         }
     }
 
@@ -658,7 +661,9 @@ async fn many_viewers_all_get_everything_though_they_come_and_go() {
     for i in 0..60 {
         let picture = world.picture();
         sent.extend(payloads(&picture));
-        world.core.handle_batch(world.now, &name(), picture);
+        world
+            .core
+            .handle_batch(Timing::new(world.now, None), &name(), picture);
         // One leaves in the middle of a fan-out.
         let wall = world.wall();
         world.core.handle_job(world.now, wall, &mut world.outbox);

@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 
 use super::leg::Leg;
 use super::{Outcome, Stopped};
+use crate::latency::CallClock;
 use crate::locate;
 use crate::upstream::{Connection, Purpose};
 
@@ -51,6 +52,7 @@ struct Call<'a> {
     begun: bool,
     /// Since when the directory names a newer publisher.
     moved_since: Option<Instant>,
+    clock: CallClock,
 }
 
 impl Call<'_> {
@@ -134,6 +136,7 @@ impl Leg {
             room_due: self.trunk.relay.is_some(),
             begun: false,
             moved_since: None,
+            clock: self.trunk.options.clocks.call(),
         };
         let outcome = self.serve(call).await;
         if outcome == Outcome::Lost {
@@ -291,6 +294,12 @@ impl Leg {
                     t3: clock.wall_at(now),
                 };
                 self.core.handle_pong(now, exchange);
+                let measured = self.core.clock();
+                if let (Some(offset), Some(round_trip)) =
+                    (measured.offset_micros(), measured.round_trip())
+                {
+                    call.clock.set(offset, round_trip);
+                }
             }
             Some(to_edge::Message::End(end)) => {
                 let ended = end.reason() == wire::EndReason::Ended;

@@ -135,7 +135,7 @@ impl Trunk {
             relay.handle_want(&all.tracks);
             for unit in relay.backlog(&fresh) {
                 // The replica drops what it can't take to the next keyframe by itself: it has not begun with these.
-                let _ = inner.feed.try_send(Feed::Unit(unit));
+                let _ = inner.feed.try_send(Feed::Unit { unit, came: None });
             }
         }
     }
@@ -272,7 +272,7 @@ impl Trunk {
                 counter!(LOST).increment(merged.lost);
             }
             if inner.own.contains(&merged.unit.track) {
-                inner.deliver(merged.unit, merged.lost)?;
+                inner.deliver(now, merged.unit, merged.lost)?;
             }
         }
         Ok(())
@@ -298,7 +298,7 @@ impl Inner {
         }
     }
 
-    fn deliver(&mut self, unit: Arc<AccessUnit>, lost: u64) -> Result<(), Stopped> {
+    fn deliver(&mut self, now: Instant, unit: Arc<AccessUnit>, lost: u64) -> Result<(), Stopped> {
         let track = unit.track;
         let mut lost = lost;
         if let Some(at) = self.refused.iter().position(|(id, _)| *id == track) {
@@ -311,7 +311,8 @@ impl Inner {
         if lost > 0 {
             self.feed.post(Feed::Gap { track, lost });
         }
-        match self.feed.try_send(Feed::Unit(unit)) {
+        let came = Some(now);
+        match self.feed.try_send(Feed::Unit { unit, came }) {
             Ok(()) => Ok(()),
             Err(Undelivered::Full) => {
                 counter!(REFUSED).increment(1);

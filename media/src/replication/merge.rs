@@ -248,6 +248,7 @@ mod tests {
             discontinuity: false,
             payload: Bytes::new(),
             ingest_time: WallTime::default(),
+            origin_delay: Duration::ZERO,
         })
     }
 

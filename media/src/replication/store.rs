@@ -186,6 +186,7 @@ mod tests {
             discontinuity: false,
             payload: Bytes::from_static(&[0; 10]),
             ingest_time: WallTime::default(),
+            origin_delay: Duration::ZERO,
         })
     }
 

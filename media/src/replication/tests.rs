@@ -72,6 +72,7 @@ fn unit(track: TrackId, epoch: u64, sequence: u64, bytes: usize) -> Arc<AccessUn
         discontinuity: false,
         payload: Bytes::from(vec![0; bytes]),
         ingest_time: WallTime::from_unix_micros(1_000_000),
+        origin_delay: Duration::ZERO,
     })
 }
 

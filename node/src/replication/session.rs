@@ -217,7 +217,13 @@ impl Session {
             Some(Output::Unit(unit)) => {
                 let bytes = u64::try_from(unit.payload.len()).unwrap_or(u64::MAX);
                 counter!(self.metrics.bytes).increment(bytes);
-                Some(to_edge::Message::Unit(unit.as_ref().into()))
+                let mut sent = wire::Unit::from(unit.as_ref());
+                if sent.origin_delay_micros == 0 && unit.ingest_time != WallTime::default() {
+                    // Nobody has sent it before: this is the origin.
+                    let delay = self.clock.wall().since(unit.ingest_time).as_micros();
+                    sent.origin_delay_micros = u32::try_from(delay).unwrap_or(u32::MAX);
+                }
+                Some(to_edge::Message::Unit(sent))
             }
             Some(Output::Gap {
                 track,

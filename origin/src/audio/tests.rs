@@ -126,6 +126,7 @@ fn unit(sequence: u64, millis: i64, payload: Bytes) -> Arc<AccessUnit> {
         discontinuity: false,
         payload,
         ingest_time: WallTime::from_unix_micros(1_000_000 + sequence),
+        origin_delay: Duration::ZERO,
     })
 }
 

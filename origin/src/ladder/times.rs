@@ -118,6 +118,8 @@ impl Times {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use bytes::Bytes;
     use headwater_media::id::{Epoch, TrackId};
     use headwater_node::clock::Clock;
@@ -137,6 +139,7 @@ mod tests {
             discontinuity: false,
             payload: Bytes::from_static(b"12345"),
             ingest_time: WallTime::from_unix_micros(u64::try_from(pts).unwrap_or_default()),
+            origin_delay: Duration::ZERO,
         }
     }
 

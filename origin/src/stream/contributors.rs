@@ -8,7 +8,7 @@ use actix::{Context, Handler, Message};
 use headwater_media::codec::h264;
 use headwater_media::id::ContributorId;
 use headwater_media::stream::Dropped;
-use headwater_media::unit::IngestUnit;
+use headwater_media::unit::{IngestUnit, MediaKind};
 use metrics::counter;
 use tracing::{info, warn};
 
@@ -149,7 +149,10 @@ impl Handler<Contribute> for StreamActor {
         counter!(names::INGEST_BYTES, "kind" => "video").increment(bytes);
         let now = self.clock.now();
         match self.core.handle_contributor_unit(now, id, message.unit) {
-            Ok(unit) => self.emit(unit),
+            Ok(unit) => {
+                self.ingest.handle_unit(MediaKind::Video, &unit);
+                self.emit(unit);
+            }
             Err(dropped) => {
                 self.count_drop(dropped);
                 if dropped == Dropped::Unaligned {

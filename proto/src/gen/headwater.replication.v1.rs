@@ -250,6 +250,9 @@ pub struct Unit {
     /// When the origin read it from the publisher's socket, on the upstream's clock; 0 if not known.
     #[prost(uint64, tag = "10")]
     pub ingest_unix_micros: u64,
+    /// How long the origin had it before it sent it on; 0 if not known. A time of its own, on whichever clock.
+    #[prost(uint32, tag = "12")]
+    pub origin_delay_micros: u32,
     /// H264: NAL units behind 4-byte lengths. AAC: one raw frame. OPUS: one packet.
     #[prost(bytes = "bytes", tag = "11")]
     pub payload: ::prost::bytes::Bytes,

@@ -144,6 +144,11 @@ impl Message {
         }
     }
 
+    /// A picture of the default track, alone in its message.
+    pub(crate) const fn is_picture(&self) -> bool {
+        matches!(self.body, Body::Tag(_, true))
+    }
+
     /// What goes over the wire; `stamp` is a NAL unit to go in front of each picture.
     pub(crate) fn write(&self, stamp: Option<&[u8]>) -> Bytes {
         let (layout, frame_type, packet_type, packets) = match &self.body {

@@ -3,11 +3,12 @@
 //! The time stands in an SEI message in front of the picture ([`stamp`]), where viewers find it; so latency is measured from
 //! the moment of sending, through the whole cluster, to the last packet at the viewer.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ use crate::time::{now, pause, wall};
 
 /// How long a server may take to answer while the connection is made.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Pictures that are remembered (count): half a minute of them.
+const SENT_MAX: usize = 1024;
 
 /// Where to publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +79,17 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Publisher {
     stop: Arc<AtomicBool>,
+    sent: Arc<Mutex<VecDeque<Sent>>>,
     sender: Option<JoinHandle<()>>,
+}
+
+/// A picture that was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// Its number since the beginning.
+    pub number: usize,
+    /// The wall clock when it was handed to the socket (since the Unix epoch).
+    pub at: Duration,
 }
 
 impl Publisher {
@@ -104,16 +118,27 @@ impl Publisher {
     pub fn publish(target: &Target, programme: Programme, options: Options) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut link = Link::open(target)?;
+        let sent = Arc::new(Mutex::new(VecDeque::new()));
         let sender = {
-            let stop = Arc::clone(&stop);
+            let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
             std::thread::Builder::new()
                 .name("publisher".to_owned())
-                .spawn(move || link.play(&programme, options, &stop))?
+                .spawn(move || link.play(&programme, options, &stop, &sent))?
         };
         Ok(Self {
             stop,
+            sent,
             sender: Some(sender),
         })
+    }
+
+    /// The pictures of a single track that it sent in the last half minute.
+    ///
+    /// # Panics
+    /// If its thread did.
+    pub fn sent(&self) -> Vec<Sent> {
+        let sent = self.sent.lock().expect("the publisher's thread lives");
+        sent.iter().copied().collect()
     }
 
     /// Whether it still publishes.
@@ -233,8 +258,15 @@ impl Link {
     }
 
     /// Sends it in real time. Ends with `stop` or the connection.
-    fn play(&mut self, programme: &Programme, options: Options, stop: &AtomicBool) {
+    fn play(
+        &mut self,
+        programme: &Programme,
+        options: Options,
+        stop: &AtomicBool,
+        sent: &Mutex<VecDeque<Sent>>,
+    ) {
         let start = now();
+        let mut number = 0;
         for round in 0_u32.. {
             if round > 0 && !options.repeat {
                 return;
@@ -247,9 +279,18 @@ impl Link {
                 let millis = round * programme.millis + message.millis;
                 let due = start + Duration::from_millis(u64::from(millis));
                 pause(due.saturating_duration_since(now()));
-                let sent = self.send(message, millis, options.stamp);
-                if stop.load(Ordering::Relaxed) || sent.is_none() {
+                let at = wall();
+                let done = self.send(message, millis, options.stamp);
+                if stop.load(Ordering::Relaxed) || done.is_none() {
                     return;
+                }
+                if message.is_picture() {
+                    let Ok(mut sent) = sent.lock() else { return };
+                    if sent.len() >= SENT_MAX {
+                        sent.pop_front();
+                    }
+                    sent.push_back(Sent { number, at });
+                    number += 1;
                 }
             }
         }

@@ -18,7 +18,7 @@ pub(crate) use headwater_bench::ports::free as free_ports;
 pub(crate) use process::Process;
 pub(crate) use publisher::{Picture, Publisher, Sound};
 pub(crate) use relay::Relay;
-pub(crate) use stamped::Stamped;
+pub(crate) use stamped::{COUNTED, Stamped};
 pub(crate) use viewer::{Viewer, number, probe};
 pub(crate) use wire::Wire;
 

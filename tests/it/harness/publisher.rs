@@ -1,8 +1,10 @@
 //! ffmpeg as the publisher, with pictures and sound that a viewer can check.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::Process;
 
@@ -112,6 +114,32 @@ impl Drop for Publisher {
             let _ = feeder.join();
         }
     }
+}
+
+/// Makes a clip of [`Picture::Counter`] with so many frames, 30 a second, and sound.
+pub(super) fn counter_clip(frames: u16, path: &Path) {
+    let seconds = (f64::from(frames) / 30.0).to_string();
+    let mut command = Command::new("ffmpeg");
+    command.args(["-hide_banner", "-loglevel", "error", "-y"]);
+    command.args(["-f", "rawvideo", "-pix_fmt", "yuv420p"]);
+    command.args(["-video_size", &format!("{WIDTH}x{HEIGHT}")]);
+    command.args(["-framerate", &FPS.to_string(), "-i", "pipe:0"]);
+    command.args(["-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000"]);
+    command.args(["-t", &seconds, "-c:a", "aac", "-ac", "2", "-b:a", "128k"]);
+    command.args(["-c:v", "libx264", "-preset", "ultrafast", "-bf", "0"]);
+    command.args(["-g", "30", "-keyint_min", "30", "-sc_threshold", "0"]);
+    command.args(["-b:v", "1000k", "-maxrate", "1500k", "-bufsize", "1500k"]);
+    command.args(["-f", "flv"]).arg(path).stdin(Stdio::piped());
+    let mut process = Process::start("ffmpeg", &mut command);
+    let mut pipe = process.stdin().expect("a pipe to ffmpeg");
+    let mut frame = Vec::new();
+    for number in 0..frames {
+        draw(&mut frame, number);
+        pipe.write_all(&frame).expect("ffmpeg takes the frame");
+    }
+    drop(pipe);
+    let status = process.wait(Duration::from_secs(30));
+    assert!(status.success(), "ffmpeg: {status}");
 }
 
 /// The 20 bars of frame `number`: its 16 bits from the top, then four check bits.

@@ -2,7 +2,9 @@
 
 use headwater_bench::clip::{Clip, Rung, Settings};
 use headwater_bench::programme::{Layout, Programme};
-use headwater_bench::publisher::{Options, Publisher, Target};
+use headwater_bench::publisher::{Options, Publisher, Sent, Target};
+
+use super::publisher::counter_clip;
 
 /// Three renditions that are quickly made.
 const LADDER: [Rung; 3] = [
@@ -22,8 +24,11 @@ const LADDER: [Rung; 3] = [
 
 /// A running publisher; ends when dropped.
 pub(crate) struct Stamped {
-    _publisher: Publisher,
+    publisher: Publisher,
 }
+
+/// Pictures of [`Stamped::counting`], after which it counts from 0 again: eight seconds.
+pub(crate) const COUNTED: u16 = 240;
 
 impl Stamped {
     /// Publishes `app`/`key` at the RTMP port of this machine, over and over.
@@ -31,8 +36,24 @@ impl Stamped {
         let directory = tempfile::tempdir().expect("a directory for the clip");
         let clip = Clip::make(&Settings::SMALL, directory.path()).expect("ffmpeg makes a clip");
         Self {
-            _publisher: Publisher::start(port, app, key, clip).expect("the origin accepts"),
+            publisher: Publisher::start(port, app, key, clip).expect("the origin accepts"),
         }
+    }
+
+    /// The same with pictures that show their number, up to [`COUNTED`].
+    pub(crate) fn counting(port: u16, app: &str, key: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a directory for the clip");
+        let path = directory.path().join("counter.flv");
+        counter_clip(COUNTED, &path);
+        let clip = Clip::load(&path).expect("a clip");
+        Self {
+            publisher: Publisher::start(port, app, key, clip).expect("the origin accepts"),
+        }
+    }
+
+    /// When it sent which picture.
+    pub(crate) fn sent(&self) -> Vec<Sent> {
+        self.publisher.sent()
     }
 
     /// The same with two tracks more, of 240 and 144 lines, by Enhanced RTMP.
@@ -52,7 +73,7 @@ impl Stamped {
         let programme = programme.expect("they go together");
         let publisher = Publisher::publish(&target, programme, options);
         Self {
-            _publisher: publisher.expect("the origin accepts"),
+            publisher: publisher.expect("the origin accepts"),
         }
     }
 }

@@ -73,7 +73,9 @@ impl Crowd {
         let world = &mut self.world;
         let mut packets = 0;
         while let Some(batch) = self.batches.pop_front() {
-            world.core.handle_batch(world.now, &self.name, batch);
+            world
+                .core
+                .handle_batch(Timing::new(world.now, None), &self.name, batch);
             while world
                 .core
                 .handle_job(world.now, world.wall(), &mut world.outbox)

@@ -1,6 +1,7 @@
 //! How viewers come and go: handshakes that wait their turn, those who never finish, and what is left of them.
 
 use super::*;
+use crate::latency::Arrival;
 
 /// The viewer's next flight, as datagrams.
 fn flight(peer: &mut Peer) -> Vec<Vec<u8>> {
@@ -200,4 +201,32 @@ async fn a_stream_that_turned_to_b_frames_since_the_offer_takes_nobody_for_its_p
     world.collect();
     assert_eq!(world.ended(ViewerId(1)), None);
     assert_eq!(world.ended(ViewerId(3)), None);
+}
+
+#[actix_rt::test]
+async fn first_packets_and_live_pictures_with_viewers_are_timed() {
+    const MILLISECOND: Duration = Duration::from_millis(1);
+    let mut world = World::new();
+    let mut peer = world.join(1, vec![GCM]);
+    let picture = world.picture();
+    world.send(picture);
+    assert!(world.core.take_sent().first.is_empty());
+    world.now += 40 * MILLISECOND;
+    world.connect(&mut peer);
+    assert_eq!(world.core.take_sent().first[..], [40 * MILLISECOND]);
+
+    let unit = world.video.clone().next().unwrap();
+    let came = world.now;
+    let wall = unit.ingest_time.after(30 * MILLISECOND);
+    let arrival = Arrival::new(came, wall, &unit);
+    let picture = world.picture();
+    world.now += 3 * MILLISECOND;
+    let timing = Timing::new(came + MILLISECOND, arrival);
+    world.core.handle_batch(timing, &name(), picture);
+    world.now += 4 * MILLISECOND;
+    world.work();
+    let sent = world.core.take_sent();
+    assert!(sent.first.is_empty(), "its first packet has left before");
+    let begun = Some(came + 7 * MILLISECOND);
+    assert_eq!(sent.finished[..], [Timing { begun, ..timing }]);
 }

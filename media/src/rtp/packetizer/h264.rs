@@ -143,6 +143,8 @@ impl<'a> Writer<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use bytes::Bytes;
     use proptest::prelude::*;
 
@@ -178,6 +180,7 @@ mod tests {
             discontinuity: false,
             payload: payload.into(),
             ingest_time: WallTime::default(),
+            origin_delay: Duration::ZERO,
         }
     }
 

@@ -35,6 +35,8 @@ impl OpusPacketizer {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use bytes::Bytes;
 
     use super::*;
@@ -55,6 +57,7 @@ mod tests {
             discontinuity: sequence == 0,
             payload: Bytes::from(vec![7; bytes]),
             ingest_time: WallTime::from_unix_micros(5),
+            origin_delay: Duration::ZERO,
         }
     }
 

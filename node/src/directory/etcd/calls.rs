@@ -27,6 +27,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Attempts of an idempotent call beyond one per endpoint.
 const EXTRA_ATTEMPTS: usize = 2;
 
+/// Counter of calls, failed ones included.
+pub(super) const TOTAL: &str = "headwater_directory_calls_total";
+
 /// Counter of failed calls, labelled by `reason`.
 pub(super) const FAILED_TOTAL: &str = "headwater_directory_failed_calls_total";
 
@@ -223,6 +226,7 @@ impl Calls {
         F: Fn(Client) -> R,
         R: Future<Output = Result<T, EtcdError>>,
     {
+        counter!(TOTAL).increment(1);
         let connection = self.connection().await?;
         let error = match timeout(CALL_DEADLINE, call(connection.client.clone())).await {
             Ok(Ok(answer)) => return Ok(answer),

@@ -412,6 +412,7 @@ fn describe_metrics() {
         lease::LOST_TOTAL,
         "Leases that the directory let go; all records were put again"
     );
+    describe_counter!(calls::TOTAL, "Calls to the directory, failed ones included");
     describe_counter!(
         calls::FAILED_TOTAL,
         "Calls to the directory that failed, by reason"
@@ -421,6 +422,7 @@ fn describe_metrics() {
         "Watches of the directory that were opened anew, by reason"
     );
     start_at_zero(&[UNREADABLE_TOTAL, LOST_CLAIMS_TOTAL, lease::LOST_TOTAL]);
+    start_at_zero(&[calls::TOTAL]);
     start_at_zero_by(calls::FAILED_TOTAL, "reason", &["silent", "refused"]);
 }
 

@@ -1,4 +1,5 @@
 use std::collections::HashSet;
+use std::time::Duration;
 
 use bytes::Bytes;
 use headwater_media::flv::TagKind;
@@ -101,6 +102,7 @@ impl Bench {
             discontinuity: false,
             payload: picture(self.sequence.is_multiple_of(self.gop)),
             ingest_time: WallTime::from_unix_micros(1_000_000 + self.sequence),
+            origin_delay: Duration::ZERO,
         })
     }
 
