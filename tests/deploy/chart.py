@@ -310,11 +310,6 @@ class Rendered:
     _clusterrolebinding = _rolebinding
 
     def _podmonitor(self, o):
-        # The fields are those of the operator's CRD; a misspelt one would be dropped without a word.
-        known = {"selector", "podMetricsEndpoints"}
-        endpoint_known = {"port", "path", "interval", "relabelings"}
-        if set(o["spec"]) - known or any(set(e) - endpoint_known for e in o["spec"]["podMetricsEndpoints"]):
-            self._fault(o, "has fields that a PodMonitor doesn't have")
         chosen = self._selected(o["spec"]["selector"]["matchLabels"])
         for endpoint in o["spec"]["podMetricsEndpoints"]:
             ports = [{p["name"] for p in pod_of(w)["spec"]["containers"][0].get("ports", [])} for w in chosen if w["kind"] != "Pod"]

@@ -21,6 +21,8 @@ import urllib.request
 
 import helm_python
 import kubernetes_validate
+import yaml
+from cloudcoil.models.prometheus_operator import v1 as prometheus_operator
 
 from chart import CHART, NAMESPACE, ROOT, Chart, Refused, pod_of, settings_keys
 
@@ -274,6 +276,18 @@ class Rendering(unittest.TestCase):
                         kubernetes_validate.validate(thing, version, strict=True)
         self.assertGreater(len(seen), 90)
 
+    def test_the_prometheus_operator_takes_its_objects(self):
+        kinds = set()
+        for name, (rendered, _) in self.rendered.items():
+            for thing in rendered.objects:
+                if thing["kind"] in CUSTOM:
+                    with self.subTest(values=name, kind=thing["kind"], name=thing["metadata"]["name"]):
+                        kinds.add(thing["kind"])
+                        # What the definition doesn't have is dropped without a word, by its types as by the API server.
+                        taken = getattr(prometheus_operator, thing["kind"]).model_validate(thing)
+                        self.assertEqual(taken.model_dump(mode="json", by_alias=True, exclude_unset=True), thing)
+        self.assertEqual(kinds, CUSTOM)
+
     def test_objects_fit_together(self):
         for name, (rendered, _) in self.rendered.items():
             with self.subTest(values=name):
@@ -492,7 +506,6 @@ class Rendering(unittest.TestCase):
 
     def test_rules_and_dashboards_are_those_of_deploy(self):
         rendered = self.rendered["monitoring"][0]
-        import yaml
         groups = [g for path in sorted((ROOT / "deploy/prometheus").glob("*.rules.yaml")) for g in yaml.safe_load(path.read_text())["groups"]]
         ours = rendered.of("PrometheusRule")[0]["spec"]["groups"]
         for group, original in zip(ours, groups, strict=True):
