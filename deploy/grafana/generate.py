@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the dashboards beside it; `--check` only says whether they are up to date. Change them here, not in Grafana.
 
-A row is a title and its panels; a panel is (kind, title, unit, what it tells, queries), a query (PromQL, legend). `I` picks the instances chosen at the top.
+A row is a title and its panels; a panel is (kind, title, unit, what it tells, queries), a query (PromQL, legend). `I` picks the namespaces and instances chosen at the top.
 """
 
 import json
@@ -9,7 +9,8 @@ import pathlib
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-I = 'instance=~"$instance"'
+# Outside Kubernetes there is no namespace, which "All" takes, too.
+I = 'namespace=~"$namespace",instance=~"$instance"'
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 FAILED = "full|egress|overloaded|no-upstream|too-many-streams|draining"
 
@@ -166,9 +167,9 @@ DASHBOARDS = {
             ("timeseries", "Nodes that know the directory", "short", "1 once a node has seen etcd's first listing.", [(f"headwater_directory_synced{{{I}}}", "{{instance}}")]),
             ("timeseries", "Calls", "reqps", "To etcd, and those that fail, by reason.", [(rate("headwater_directory_calls_total"), "all"), (rate("headwater_directory_failed_calls_total", by="reason"), "{{reason}}")]),
             ("timeseries", "Leases and claims lost, watches reopened", "reqps", "Nodes that were away from etcd.", [(rate("headwater_directory_lost_leases_total"), "leases"), (rate("headwater_directory_lost_claims_total"), "claims"), (rate("headwater_directory_watch_reopened_total", by="reason"), "watch: {{reason}}")]),
-            ("timeseries", "etcd: leader", "short", "1 for each member that has one.", [('etcd_server_has_leader{job="headwater-etcd"}', "{{instance}}")]),
-            ("timeseries", "etcd: disk", "s", "How long writes wait for the disk, p99.", [('histogram_quantile(0.99, sum by (instance, le) (rate(etcd_disk_wal_fsync_duration_seconds_bucket{job="headwater-etcd"}[$__rate_interval])))', "{{instance}}")]),
-            ("timeseries", "etcd: size", "bytes", "Of the database.", [('etcd_mvcc_db_total_size_in_bytes{job="headwater-etcd"}', "{{instance}}")]),
+            ("timeseries", "etcd: leader", "short", "1 for each member that has one.", [('etcd_server_has_leader{job=~"headwater-etcd|kubernetes-pods",namespace=~"$namespace"}', "{{instance}}")]),
+            ("timeseries", "etcd: disk", "s", "How long writes wait for the disk, p99.", [('histogram_quantile(0.99, sum by (instance, le) (rate(etcd_disk_wal_fsync_duration_seconds_bucket{job=~"headwater-etcd|kubernetes-pods",namespace=~"$namespace"}[$__rate_interval])))', "{{instance}}")]),
+            ("timeseries", "etcd: size", "bytes", "Of the database.", [('etcd_mvcc_db_total_size_in_bytes{job=~"headwater-etcd|kubernetes-pods",namespace=~"$namespace"}', "{{instance}}")]),
         ]),
     ]),
 }
@@ -210,13 +211,14 @@ def dashboard(uid, title, rows):
             panels.append(panel(len(panels) + 1, x, y, *content))
             x, tallest = x + width, max(tallest, height)
         y += tallest
-    chosen = {"type": "query", "name": "instance", "label": "Node", "datasource": SOURCE, "query": {"query": "label_values(headwater_build_info, instance)", "refId": "instance"},
-              "refresh": 2, "multi": True, "includeAll": True, "allValue": ".*", "current": {"text": "All", "value": "$__all"}}
+    chosen = [{"type": "query", "name": name, "label": label, "datasource": SOURCE, "query": {"query": f"label_values({of}, {name})", "refId": name},
+               "refresh": 2, "multi": True, "includeAll": True, "allValue": ".*", "current": {"text": "All", "value": "$__all"}}
+              for name, label, of in (("namespace", "Namespace", "headwater_build_info"), ("instance", "Node", 'headwater_build_info{namespace=~"$namespace"}'))]
     return {
         "uid": uid, "title": title, "tags": ["headwater"], "schemaVersion": 39, "version": 1, "editable": False, "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"}, "timezone": "browser", "graphTooltip": 1,
         "links": [{"type": "dashboards", "tags": ["headwater"], "title": "Headwater", "asDropdown": True, "keepTime": True, "includeVars": True}],
-        "templating": {"list": [{"type": "datasource", "name": "datasource", "label": "Prometheus", "query": "prometheus", "current": {}}, chosen]},
+        "templating": {"list": [{"type": "datasource", "name": "datasource", "label": "Prometheus", "query": "prometheus", "current": {}}, *chosen]},
         "panels": panels,
     }
 

@@ -60,16 +60,26 @@ def selectors(expression):
 
 def walk(node, function=None):
     """Each selector: metric, labels, and the function around it."""
+    for selector, function in vector_selectors(node, function):
+        yield selector.name, {m.name for m in selector.matchers.matchers}, function
+
+
+def whole_buckets(node):
+    """Bounds of buckets without a point: Prometheus 2 keeps `1` as it is written, 3 makes it `1.0`, so that a selector finds it in one of them only."""
+    return [m.value for selector, _ in vector_selectors(node) for m in selector.matchers.matchers if m.name == "le" and re.fullmatch(r"[0-9]+", m.value)]
+
+
+def vector_selectors(node, function=None):
     kind = type(node).__name__
     if kind == "VectorSelector":
-        yield node.name, {m.name for m in node.matchers.matchers}, function
+        yield node, function
     elif kind == "MatrixSelector":
-        yield from walk(node.vector_selector, function)
+        yield from vector_selectors(node.vector_selector, function)
     elif kind == "Call":
         for argument in node.args:
-            yield from walk(argument, node.func.name)
+            yield from vector_selectors(argument, node.func.name)
     elif kind == "BinaryExpr":
-        yield from walk(node.lhs, function)
-        yield from walk(node.rhs, function)
+        yield from vector_selectors(node.lhs, function)
+        yield from vector_selectors(node.rhs, function)
     elif kind in ("AggregateExpr", "ParenExpr", "UnaryExpr", "SubqueryExpr"):
-        yield from walk(node.expr, function)
+        yield from vector_selectors(node.expr, function)

@@ -9,7 +9,7 @@ import unittest
 import promql_parser
 import yaml
 
-from catalogue import Catalogue, walk
+from catalogue import Catalogue, walk, whole_buckets
 from chart import ROOT
 
 GRAFANA = ROOT / "deploy/grafana"
@@ -45,6 +45,14 @@ class Dashboards(unittest.TestCase):
                     if not metric.startswith("etcd_"):
                         with self.subTest(dashboard=name, panel=panel["title"]):
                             self.assertEqual(catalogue.faults(metric, labels, function), [])
+
+    def test_queries_are_of_the_namespace_and_buckets_as_prometheus_3_names_them(self):
+        for name, panel in self.panels():
+            for target in panel["targets"]:
+                with self.subTest(dashboard=name, panel=panel["title"]):
+                    parsed = promql_parser.parse(plain(target["expr"]))
+                    self.assertEqual([metric for metric, labels, _ in walk(parsed) if "namespace" not in labels], [])
+                    self.assertEqual(whole_buckets(parsed), [])
 
     def test_legends_are_of_labels_that_queries_keep(self):
         for name, panel in self.panels():

@@ -9,9 +9,10 @@ import subprocess
 import tempfile
 import unittest
 
+import promql_parser
 import yaml
 
-from catalogue import Catalogue, selectors
+from catalogue import Catalogue, selectors, whole_buckets
 from chart import ROOT
 
 RULES = ROOT / "deploy/prometheus/headwater.rules.yaml"
@@ -189,6 +190,11 @@ class Rules(unittest.TestCase):
                     continue
                 with self.subTest(rule=name, metric=metric):
                     self.assertEqual(catalogue.faults(metric, labels), [])
+
+    def test_buckets_are_found_by_prometheus_2_and_3(self):
+        self.assertEqual(whole_buckets(promql_parser.parse('sum(rate(a_bucket{le="1"}[5m])) / sum(rate(a_bucket{le="1.5"}[5m]))')), ["1"])
+        for rule in rules():
+            self.assertEqual(whole_buckets(promql_parser.parse(rule["expr"])), [], rule.get("alert") or rule["record"])
 
     def test_each_alert_has_a_section_in_the_runbook(self):
         # GitHub's anchors: lower case, spaces become dashes.
