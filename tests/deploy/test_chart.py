@@ -76,6 +76,8 @@ GOOD = {
     "a large origin": {"origin": {"resources": {"requests": {"cpu": 4, "memory": "8Gi"}, "limits": {"cpu": 16, "memory": "64Gi"}}}},
     "an origin without renditions": {"origin": {"config": {"ladder.enabled": False}}},
     "an origin of many streams": {"config": {"origin.streams_max": 1000, "ladder.streams_max": 9}},
+    "an origin with its own settings": {"config": {"ladder.enabled": True, "ladder.streams_max": 9}, "origin": {"config": {"ladder.enabled": False, "ladder.streams_max": 0}}},
+    "an origin whose memory is a number": {"origin": {"resources": {"requests": {"cpu": 0.5, "memory": 1073741824}, "limits": {"memory": 1073741824}}}},
     "load balanced HTTP": {"edge": {"http": {"service": {"type": "LoadBalancer"}}}},
     "load balanced HTTP by way of other nodes": {"edge": {"http": {"service": {"type": "LoadBalancer", "externalTrafficPolicy": "Cluster"}}}},
     "autoscaling": {"autoscaling": {"enabled": True, "maxReplicas": 12, "targetLoad": 0.65}},
@@ -240,7 +242,7 @@ class Upgrades(unittest.TestCase):
             self.assertRegex(str(refused.exception), sentence, name)
 
     def test_etcd_stays_as_it_was_installed(self):
-        for objects, persistence in (([etcd()], {}), ([etcd()], {"size": "2048Mi"}), ([etcd(storage_class="fast")], {"storageClass": "fast"}), ([], {"size": "4Gi"})):
+        for objects, persistence in (([etcd()], {}), ([etcd()], {"size": "2048Mi"}), ([etcd()], {"size": 2147483648}), ([etcd(storage_class="fast")], {"storageClass": "fast"}), ([], {"size": "4Gi"})):
             self.chart.render({"etcd": {"persistence": persistence}}, there=objects)
 
     def test_the_autoscalers_edges_stay(self):
@@ -341,7 +343,7 @@ class Rendering(unittest.TestCase):
     def test_origins_take_what_they_have_memory_for(self):
         for name, ladders, streams in (
             ("defaults", "4", "69"), ("a small origin", "1", "7"), ("a large origin", "64", "500"), ("an origin without renditions", None, "89"),
-            ("an origin of many streams", "9", "1000"),
+            ("an origin of many streams", "9", "1000"), ("an origin with its own settings", "0", "89"), ("an origin whose memory is a number", "1", "7"),
         ):
             environment = self.rendered[name][0].environment("origin", "o-0")
             self.assertEqual((environment.get("HEADWATER_LADDER__STREAMS_MAX"), environment["HEADWATER_ORIGIN__STREAMS_MAX"]), (ladders, streams), name)

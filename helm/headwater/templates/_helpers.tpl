@@ -136,10 +136,12 @@ HEADWATER_{{ upper . | replace "." "__" }}
 {{/* A quantity as a number: bytes, cores. API servers write 2048Mi as 2Gi. */}}
 {{- define "headwater.quantity" -}}
 {{- $text := toString . -}}
-{{- $number := regexFind "^[0-9.]+" $text | float64 -}}
-{{- $unit := regexFind "[A-Za-z]*$" $text -}}
-{{- $scale := dict "" 1 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
-{{- printf "%.3f" (mulf $number (get $scale $unit)) -}}
+{{- if regexMatch "^[0-9.]+([eE][+-]?[0-9]+)?$" $text -}}
+{{- printf "%.3f" (float64 $text) -}}
+{{- else -}}
+{{- $scale := dict "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- printf "%.3f" (mulf (regexFind "^[0-9.]+" $text | float64) (get $scale (regexFind "[A-Za-z]+$" $text))) -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "headwater.edge.publicUrl" -}}
@@ -163,27 +165,40 @@ HEADWATER_{{ upper . | replace "." "__" }}
 {{- end -}}
 {{- end -}}
 
-{{/* Streams that an origin has memory for, as settings: an ffmpeg has some 200 MiB, a stream's caches 40 at most, and the node itself gets half a GiB. */}}
-{{- define "headwater.origin.sized" -}}
-{{- $settings := merge (dict) .Values.origin.config .Values.config -}}
-{{- $resources := .Values.origin.resources -}}
-{{- $out := dict -}}
+{{/* Further settings of a role: (dict "root" $ "role" "edge" "values" .Values.edge). Its own before those of all; Sprig's merge would take a false or 0 for none. */}}
+{{- define "headwater.settings" -}}
+{{- $settings := dict -}}
+{{- range $given := list .root.Values.config .values.config -}}
+{{- range $key, $value := $given -}}
+{{- $_ := set $settings $key $value -}}
+{{- end -}}
+{{- end -}}
+{{- if eq .role "origin" -}}
+{{- include "headwater.origin.size" (dict "settings" $settings "resources" .values.resources) -}}
+{{- end -}}
+{{- toYaml $settings -}}
+{{- end -}}
+
+{{/* Adds how many streams an origin has memory for: an ffmpeg has some 200 MiB, a stream's caches 40 at most, and the node itself gets half a GiB. */}}
+{{- define "headwater.origin.size" -}}
+{{- $settings := .settings -}}
+{{- $resources := .resources -}}
 {{- with dig "limits" "memory" "" $resources -}}
 {{- $room := subf (include "headwater.quantity" . | float64) 536870912.0 -}}
 {{- $ladders := 0 -}}
 {{- if ne (toString (get $settings "ladder.enabled")) "false" -}}
-{{- $ladders = int (get $settings "ladder.streams_max") -}}
-{{- if not $ladders -}}
-{{- $cores := dig "limits" "cpu" (dig "requests" "cpu" "1" $resources) $resources -}}
+{{- $cores := dig "limits" "cpu" (dig "requests" "cpu" 1 $resources) $resources -}}
 {{- $ladders = mulf 4 (include "headwater.quantity" $cores | float64) | int | min (divf $room 419430400 | int) | max 1 -}}
-{{- $_ := set $out "ladder.streams_max" $ladders -}}
+{{- if hasKey $settings "ladder.streams_max" -}}
+{{- $ladders = int (get $settings "ladder.streams_max") | default $ladders -}}
+{{- else -}}
+{{- $_ := set $settings "ladder.streams_max" $ladders -}}
 {{- end -}}
 {{- end -}}
 {{- if not (hasKey $settings "origin.streams_max") -}}
-{{- $_ := set $out "origin.streams_max" (divf (subf $room (mulf $ladders 209715200)) 41943040 | int | min 500 | max 1) -}}
+{{- $_ := set $settings "origin.streams_max" (divf (subf $room (mulf $ladders 209715200)) 41943040 | int | min 500 | max 1) -}}
 {{- end -}}
 {{- end -}}
-{{- toYaml $out -}}
 {{- end -}}
 
 {{/* Variables of every node: (dict "root" $ "role" "edge" "values" .Values.edge "drain" 120 "stop" 10). Those of the pod first: others refer to them. */}}
@@ -241,10 +256,7 @@ HEADWATER_{{ upper . | replace "." "__" }}
 {{- end }}
 {{- end }}
 {{- end }}
-{{- $settings := merge (dict) .values.config $values.config }}
-{{- if eq .role "origin" }}
-{{- $settings = merge $settings (include "headwater.origin.sized" $root | fromYaml) }}
-{{- end }}
+{{- $settings := include "headwater.settings" . | fromYaml }}
 {{- range $key := keys $settings | sortAlpha }}
 - name: {{ include "headwater.variable" $key }}
   value: {{ include "headwater.scalar" (get $settings $key) | quote }}
