@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -122,7 +123,7 @@ class Cluster:
 
     def __enter__(self):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="headwater"))
-        self.processes = []
+        self.processes, self.given = [], set()
         self.etcd_port, self.etcd_metrics = self.ports(2)
         peers = f"http://127.0.0.1:{self.ports(1)[0]}"
         url = f"http://127.0.0.1:{self.etcd_port}"
@@ -145,20 +146,19 @@ class Cluster:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def ports(self, count):
-        """Ports of TCP and UDP that nobody has, as far as one can know."""
-        held, found = [], []
+        """Ports of TCP and UDP that nobody has, and that the kernel gives to no connection meanwhile."""
+        found = []
         while len(found) < count:
-            tcp, udp = socket.socket(), socket.socket(type=socket.SOCK_DGRAM)
-            held += [tcp, udp]
-            tcp.bind(("127.0.0.1", 0))
-            port = tcp.getsockname()[1]
-            try:
-                udp.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            found.append(port)
-        for each in held:
-            each.close()
+            port = random.randrange(10000, 30000)
+            with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+                try:
+                    tcp.bind(("127.0.0.1", port))
+                    udp.bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+            if port not in self.given:
+                self.given.add(port)
+                found.append(port)
         return found
 
     def start(self, name, command, environment=None, kind=Process):
