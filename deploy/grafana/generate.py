@@ -57,6 +57,7 @@ DASHBOARDS = {
             ("timeseries", "Publishers by outcome", "reqps", "Publishers that came, by outcome.", [(rate("headwater_origin_publishes_total", by="outcome"), "{{outcome}}")]),
             ("timeseries", "Directory", "reqps", "Calls to etcd that fail. While they do, new publishers are refused.", [(rate("headwater_directory_failed_calls_total", by="instance"), "{{instance}}")]),
             ("timeseries", "Draining", "short", "Edges that send their viewers elsewhere before they stop.", [(f"headwater_draining{{{I}}}", "{{instance}}")]),
+            ("timeseries", "Traces", "reqps", "Spans, by what became of them: none are without trace.otlp; `failed` and `queue_full` are lost, as while the collector is away.", [(rate("headwater_trace_spans_total", by="result"), "{{result}}")]),
             ("table", "What runs", "short", "Version and commit of each node.", [(f"max by (instance, role, version, commit) (headwater_build_info{{{I}}})", "")]),
         ]),
     ]),

@@ -17,6 +17,7 @@ use headwater_media::track::{Configuration, StreamInfo};
 use headwater_node::Node;
 use headwater_node::actor::Sender;
 use headwater_node::replication::Feeding;
+use headwater_node::trace::Context;
 use metrics::gauge;
 use tokio::sync::{mpsc, watch};
 
@@ -99,6 +100,7 @@ impl Options {
                 depth_max: config.depth_max,
                 grpc_url: grpc_url.unwrap_or_default(),
                 clocks,
+                trace: None,
             },
             store: config.store(),
             feeding,
@@ -138,12 +140,16 @@ impl Registry {
         }
     }
 
-    /// Opens a stream, subscribing to it if nobody has yet. Waits a bounded time.
+    /// Opens a stream, subscribing to it if nobody has yet, which is then part of `trace`. Waits a bounded time.
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub async fn open(&self, name: &StreamName) -> Result<OpenStream, OpenError> {
-        let handle = self.hold(name)?;
+    pub async fn open(
+        &self,
+        name: &StreamName,
+        trace: Option<Context>,
+    ) -> Result<OpenStream, OpenError> {
+        let handle = self.hold(name, trace)?;
         let mut state = handle.entry.state.clone();
         let known = tokio::time::timeout(self.inner.options.open_timeout, async {
             loop {
@@ -182,7 +188,7 @@ impl Registry {
         entries.get(name).map(|entry| entry.state.clone())
     }
 
-    fn hold(&self, name: &StreamName) -> Result<ReplicaHandle, OpenError> {
+    fn hold(&self, name: &StreamName, trace: Option<Context>) -> Result<ReplicaHandle, OpenError> {
         let inner = &self.inner;
         let mut entries = inner.entries();
         if let Some(entry) = entries.get(name).filter(|entry| entry.requests.connected()) {
@@ -202,7 +208,8 @@ impl Registry {
             return Err(OpenError::TooMany);
         }
         let (state_sender, state) = watch::channel(State::default());
-        let options = inner.options.clone();
+        let mut options = inner.options.clone();
+        options.subscription.trace = trace;
         let relay = options.feeding.as_ref();
         let relay = relay.map(|feeding| Arc::new(Relay::new(options.store, feeding.of(name))));
         let (registry, stream, node, passed) = (

@@ -12,6 +12,7 @@ use headwater_media::tree::{self, Alternative};
 use headwater_node::Node;
 use headwater_node::actor::Sender;
 use headwater_node::telemetry::{start_at_zero, start_at_zero_by};
+use headwater_node::trace::Context;
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -95,6 +96,8 @@ pub struct Options {
     pub grpc_url: String,
     /// Where calls show their upstreams' clocks.
     pub(crate) clocks: Clocks,
+    /// The trace of who asked for the stream: looking for it belongs to that.
+    pub trace: Option<Context>,
 }
 
 impl Default for Options {
@@ -104,6 +107,7 @@ impl Default for Options {
             depth_max: tree::PATH_NODES_MAX,
             grpc_url: String::new(),
             clocks: Clocks::default(),
+            trace: None,
         }
     }
 }

@@ -10,6 +10,7 @@
 //! | [`grpc`], [`replication`] | the gRPC port; how streams are passed on to other nodes |
 //! | [`listen`], [`address`] | TCP ports; what an address is counted by |
 //! | [`admin`], [`telemetry`], [`drain`] | health, metrics and API; logs; stopping |
+//! | [`trace`] | spans of joins, publishers and drains, to a collector |
 
 pub mod actor;
 pub mod address;
@@ -26,5 +27,6 @@ pub mod listen;
 pub mod node;
 pub mod replication;
 pub mod telemetry;
+pub mod trace;
 
 pub use node::Node;

@@ -24,6 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
 
 use crate::clock::Clock;
+use crate::trace::{self, Span};
 
 mod feeding;
 mod session;
@@ -207,45 +208,12 @@ impl Service {
             }
         }
     }
-}
 
-/// What becomes of a subscriber.
-enum Placed {
-    Taken(Place, Counted),
-    Redirected(wire::Redirect),
-}
-
-fn refuse(refusal: Refusal) -> (&'static str, Status) {
-    let text = refusal.to_string();
-    match refusal {
-        Refusal::Full => ("full", Status::resource_exhausted(text)),
-        Refusal::Avoided => ("avoided", Status::resource_exhausted(text)),
-        Refusal::Cycle => ("cycle", Status::failed_precondition(text)),
-        Refusal::TooDeep => ("too_deep", Status::failed_precondition(text)),
-        Refusal::Orphaned => ("orphaned", Status::unavailable(text)),
-    }
-}
-
-fn invalid(error: &convert::Error) -> Status {
-    Status::invalid_argument(error.to_string())
-}
-
-fn unattached(error: Unattached) -> Status {
-    let text = error.to_string();
-    match error {
-        Unattached::NotFound => Status::not_found(text),
-        Unattached::Overloaded => Status::resource_exhausted(text),
-    }
-}
-
-#[tonic::async_trait]
-impl Replication for Service {
-    type SubscribeStream = Outbound;
-
-    async fn subscribe(
+    async fn accept(
         &self,
         request: Request<Streaming<wire::ToOrigin>>,
-    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        span: &mut Span,
+    ) -> Result<Response<Outbound>, Status> {
         let peer = request.remote_addr();
         let mut inbound = request.into_inner();
         let first = tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, inbound.message()).await;
@@ -263,12 +231,15 @@ impl Replication for Service {
             .stream
             .parse()
             .map_err(|error| invalid(&convert::Error::Name(error)))?;
+        span.set("stream", &name);
+        span.set("node", printable(&subscribe.node));
         let have = convert::have_from_wire(&subscribe.have).map_err(|error| invalid(&error))?;
         let (outbound, responses) = mpsc::channel(OUTBOUND_QUEUE);
         let responses = Response::new(ReceiverStream::new(responses));
         let (place, counted) = match self.place(&name, &subscribe)? {
             Placed::Taken(place, counted) => (place, counted),
             Placed::Redirected(redirect) => {
+                span.set("result", "redirected");
                 let message = Some(to_edge::Message::Redirect(redirect));
                 // The queue is new and empty.
                 let _ = outbound.try_send(Ok(wire::ToEdge { message }));
@@ -313,6 +284,54 @@ impl Replication for Service {
         }
         tokio::spawn(session.run());
         Ok(responses)
+    }
+}
+
+/// What becomes of a subscriber.
+enum Placed {
+    Taken(Place, Counted),
+    Redirected(wire::Redirect),
+}
+
+fn refuse(refusal: Refusal) -> (&'static str, Status) {
+    let text = refusal.to_string();
+    match refusal {
+        Refusal::Full => ("full", Status::resource_exhausted(text)),
+        Refusal::Avoided => ("avoided", Status::resource_exhausted(text)),
+        Refusal::Cycle => ("cycle", Status::failed_precondition(text)),
+        Refusal::TooDeep => ("too_deep", Status::failed_precondition(text)),
+        Refusal::Orphaned => ("orphaned", Status::unavailable(text)),
+    }
+}
+
+fn invalid(error: &convert::Error) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn unattached(error: Unattached) -> Status {
+    let text = error.to_string();
+    match error {
+        Unattached::NotFound => Status::not_found(text),
+        Unattached::Overloaded => Status::resource_exhausted(text),
+    }
+}
+
+#[tonic::async_trait]
+impl Replication for Service {
+    type SubscribeStream = Outbound;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<wire::ToOrigin>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        // Up to the acceptance: a subscription lasts as long as its stream is watched.
+        let parent = trace::Context::of_call(request.metadata());
+        let mut span = trace::follow("accept subscription", trace::Kind::Server, parent);
+        let result = self.accept(request, &mut span).await;
+        if let Err(status) = &result {
+            span.fail(status);
+        }
+        result
     }
 
     async fn list_streams(

@@ -22,6 +22,7 @@ use headwater_node::directory::fixed::FixedDirectory;
 use headwater_node::directory::memory::MemoryDirectory;
 use headwater_node::drain;
 use headwater_node::telemetry::{self, Format, Metrics};
+use headwater_node::trace::{self, Sampling};
 use headwater_origin::Origin;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::{Handle, Runtime};
@@ -119,6 +120,15 @@ async fn serve(role: Role, settings: Settings, metrics: Metrics, io: Handle) -> 
     }
     let (drain_time, deadline) = (settings.drain_time(), settings.stop_deadline());
     let format = settings.log.format;
+    let (clock, service) = (
+        Clock::system(),
+        trace::Service {
+            id: settings.node_id(role).to_string(),
+            cluster: settings.cluster.to_string(),
+            version: env!("CARGO_PKG_VERSION"),
+        },
+    );
+    let traces = trace::install(&settings.trace, &service, &clock, &io)?;
     // A signal that comes while the roles start must not wait for them.
     let started = tokio::select! {
         started = start(role, settings, metrics, io, shutdown.clone()) => started?,
@@ -135,10 +145,20 @@ async fn serve(role: Role, settings: Settings, metrics: Metrics, io: Handle) -> 
         let _ = std::io::stdout().flush();
     }
     shutdown.cancelled().await;
+    let mut span = trace::start("drain", trace::Kind::Internal, None, Sampling::Always);
+    let asked = clock.wall();
     let (least, most) = drain_time;
     // Whoever sends viewers here takes a moment to notice; until then they hear where to go.
     tokio::join!(running.drain(most), tokio::time::sleep(least));
+    let drained = clock.wall();
+    span.phase("viewers go elsewhere", asked, drained);
     running.stop(deadline).await;
+    span.phase("roles stop", drained, clock.wall());
+    span.set("role", role.name());
+    drop(span);
+    if let Some(traces) = traces {
+        traces.stop().await;
+    }
     info!("stopped");
     Ok(())
 }

@@ -10,6 +10,7 @@ use headwater_node::admin;
 use headwater_node::auth::Token;
 use headwater_node::directory::{ClusterName, etcd};
 use headwater_node::telemetry::LogConfig;
+use headwater_node::trace;
 use serde::Deserialize;
 
 use super::args::Role;
@@ -35,6 +36,8 @@ pub(super) struct Settings {
     pub(super) drain_min_seconds: u64,
     /// `[log]`
     pub(super) log: LogConfig,
+    /// `[trace]`
+    pub(super) trace: trace::Config,
     /// `[admin]`
     pub(super) admin: admin::Config,
     /// `[directory]`
@@ -93,6 +96,7 @@ impl Default for Settings {
             drain_seconds: 30,
             drain_min_seconds: 0,
             log: LogConfig::default(),
+            trace: trace::Config::default(),
             admin: admin::Config::default(),
             directory: Directory::default(),
             auth: Auth::default(),
@@ -140,6 +144,7 @@ impl Settings {
     /// Checks what concerns more than one key, for the role that is to run.
     pub(super) fn checked(self, role: Role) -> anyhow::Result<Self> {
         self.log.parse_filter()?;
+        self.trace.endpoint()?;
         let directory = &self.directory;
         match role {
             Role::Standalone => ensure!(

@@ -22,5 +22,6 @@ mod publish;
 mod renditions;
 mod replication;
 mod tcp;
+mod trace;
 mod tree;
 mod whep;

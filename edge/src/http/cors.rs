@@ -6,7 +6,7 @@ use actix_web::HttpResponse;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 const EXPOSED: &str = "Location, ETag, Link, Retry-After, Accept-Patch, WWW-Authenticate";
-const HEADERS: &str = "Authorization, Content-Type, If-Match";
+const HEADERS: &str = "Authorization, Content-Type, If-Match, traceparent";
 
 /// Adds what every answer of an API needs to be readable from a page of another origin.
 pub(crate) fn expose(headers: &mut HeaderMap) {

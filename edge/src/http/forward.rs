@@ -12,10 +12,13 @@ use actix_web::http::header::{self, HeaderName, HeaderValue};
 use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::web::{Bytes, Data, Payload};
-use actix_web::{Error, HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError as _};
+use actix_web::{
+    Error, HttpMessage as _, HttpRequest, HttpResponse, HttpResponseBuilder, ResponseError as _,
+};
 use futures_util::stream::unfold;
 use headwater_media::id::NodeId;
 use headwater_node::directory::NodeRecord;
+use headwater_node::trace::{self, Context};
 use headwater_proto::sessions::{Answer, Head, Header, Request};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status, Streaming};
@@ -41,7 +44,7 @@ const REQUEST_HEADERS: [HeaderName; 5] = [
     header::AUTHORIZATION,
     header::CONTENT_TYPE,
     header::IF_MATCH,
-    HeaderName::from_static("traceparent"),
+    HeaderName::from_static(trace::HEADER),
 ];
 
 /// Edges that did not answer, until when they aren't asked. As many at most as the directory knew.
@@ -233,7 +236,16 @@ fn headers(request: &HttpRequest) -> Vec<Header> {
             value: Bytes::copy_from_slice(value.as_bytes()),
         })
     };
-    REQUEST_HEADERS.iter().flat_map(header).collect()
+    let mut headers: Vec<Header> = REQUEST_HEADERS.iter().flat_map(header).collect();
+    // The other edge goes on with what was begun here.
+    if let Some(context) = request.extensions().get::<Context>() {
+        headers.retain(|header| header.name != trace::HEADER);
+        headers.push(Header {
+            name: trace::HEADER.to_owned(),
+            value: context.to_string().into(),
+        });
+    }
+    headers
 }
 
 fn answer(answered: Answered, connection: Arc<Connection>) -> Result<HttpResponse, Status> {

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use actix_web::http::header::{self, HeaderName};
 use actix_web::web::{Data, Path, Payload};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::{HttpMessage as _, HttpRequest, HttpResponse};
 use headwater_media::id::StreamName;
 use headwater_media::sdp::{Fragment, IceCredentials, Local, OFFER_BYTES_MAX, Offer};
 use headwater_node::directory::NodeRecord;
+use headwater_node::trace::{self, Sampling, Span};
 use metrics::{counter, histogram};
 use rand::Rng;
 use tokio_util::sync::CancellationToken;
@@ -52,20 +53,36 @@ pub(super) async fn post(
     payload: Payload,
     state: Data<EdgeState>,
 ) -> Result<HttpResponse, Problem> {
-    let result = join(&request, &path, payload, &state).await;
+    let mut span = trace(&request);
+    let result = join(&request, &path, payload, &state, &mut span).await;
     let label = match &result {
         Ok(Joined::Here(_)) => "ok",
         Ok(Joined::Redirected(_)) => "redirected",
         Ok(Joined::Forwarded(_)) => "forwarded",
         Err(problem) => {
             debug!(peer = ?peer(&request), app = %path.0, stream = %path.1, %problem, "join refused");
+            if problem.status.is_server_error() {
+                span.fail(problem);
+            }
             problem.kind
         }
     };
+    span.set("result", label);
     counter!(super::metrics::JOINS, "result" => label).increment(1);
     result.map(
         |(Joined::Here(answer) | Joined::Redirected(answer) | Joined::Forwarded(answer))| answer,
     )
+}
+
+/// The join as a part of the player's trace, if it has one. Who is handed on takes it along.
+fn trace(request: &HttpRequest) -> Span {
+    let header = request.headers().get(trace::HEADER);
+    let parent = header.and_then(|header| header.to_str().ok()?.parse().ok());
+    let span = trace::start("join", trace::Kind::Server, parent, Sampling::Share);
+    if let Some(context) = span.context() {
+        request.extensions_mut().insert(context);
+    }
+    span
 }
 
 /// Who serves a newcomer: this edge, another one where the player shall ask itself, or another one that was asked for it.
@@ -80,11 +97,13 @@ async fn join(
     path: &(String, String),
     payload: Payload,
     state: &Data<EdgeState>,
+    span: &mut Span,
 ) -> Result<Joined, Problem> {
     let clock = &state.node.clock;
     let start = clock.now();
     state.admit(request)?;
     let name = name(&path.0, &path.1)?;
+    span.set("stream", &name);
     auth::check(state.config.play_token.as_ref(), request)?;
     // Before anything is done for who can't be taken: a storm of joins must not cost those who watch.
     let place = place(request, state, &name)?;
@@ -115,9 +134,12 @@ async fn join(
     }
     let offer = Offer::parse(&text)?;
     let parsed = clock.now();
+    span.phase("offer", clock.wall_at(start), clock.wall_at(parsed));
 
-    let open = state.registry.open(&name).await?;
+    let open = state.registry.open(&name, span.context()).await;
     let opened = clock.now();
+    span.phase("open", clock.wall_at(parsed), clock.wall_at(opened));
+    let open = open?;
     // A stream that is held for its publisher, or whose first configuration is still to come, has nothing to show yet.
     if !open.info.publishing || open.info.tracks.is_empty() {
         return Err(Problem::not_live());
@@ -184,6 +206,8 @@ async fn join(
     pending.keep();
 
     let end = clock.now();
+    span.phase("shard", clock.wall_at(opened), clock.wall_at(end));
+    span.set("viewer", viewer);
     phases(start, parsed, opened, end);
     let negotiated = &negotiation.negotiated;
     info!(

@@ -11,6 +11,7 @@ use headwater_media::track::StreamInfo;
 use headwater_media::tree::Candidate;
 use headwater_media::unit::AccessUnit;
 use headwater_node::directory::Upstream;
+use headwater_node::trace::{self, Span};
 use headwater_proto::convert;
 use headwater_proto::replication as wire;
 use headwater_proto::replication::{to_edge, to_origin};
@@ -55,6 +56,13 @@ struct Call<'a> {
     clock: CallClock,
 }
 
+/// What an accepted call is read and answered by.
+type Opened = (
+    Arc<Connection>,
+    mpsc::Sender<wire::ToOrigin>,
+    tonic::Streaming<wire::ToEdge>,
+);
+
 impl Call<'_> {
     fn url(&self) -> &str {
         &self.candidate.grpc_url
@@ -69,6 +77,42 @@ impl Call<'_> {
 impl Leg {
     /// Asks one upstream, and reads what it sends until that ends.
     pub(super) async fn subscribe(&mut self, root: &Upstream, candidate: &Candidate) -> Outcome {
+        let mut span = trace::follow("subscribe", trace::Kind::Client, self.trace);
+        span.set("stream", &self.trunk.name);
+        span.set("upstream", &candidate.grpc_url);
+        let opened = self.open(candidate, &span).await;
+        let (connection, outbound, inbound) = match opened {
+            Ok(opened) => opened,
+            Err(outcome) => {
+                span.fail(outcome.label());
+                return outcome;
+            }
+        };
+        // What follows lasts as long as the stream is watched.
+        drop(span);
+        let call = Call {
+            root,
+            candidate,
+            outbound,
+            inbound,
+            want_due: false,
+            room_due: self.trunk.relay.is_some(),
+            begun: false,
+            moved_since: None,
+            clock: self.trunk.options.clocks.call(),
+        };
+        let outcome = self.serve(call).await;
+        if !matches!(outcome, Outcome::Redirected(_)) {
+            self.trace = None;
+        }
+        if outcome == Outcome::Lost {
+            connection.discard();
+        }
+        outcome
+    }
+
+    /// Asks one upstream; the outcome, if it doesn't accept.
+    async fn open(&mut self, candidate: &Candidate, span: &Span) -> Result<Opened, Outcome> {
         let url = candidate.grpc_url.as_str();
         let connection = Connection::shared(&self.trunk.node, url, Purpose::Streams);
         let patience = if candidate.node.is_some() {
@@ -81,12 +125,12 @@ impl Leg {
             Err(_) => {
                 debug!(upstream = url, "no connection in time");
                 connection.discard();
-                return Outcome::Failed;
+                return Err(Outcome::Failed);
             }
             Ok(Err(error)) => {
                 debug!(upstream = url, %error, "no connection");
                 connection.discard();
-                return Outcome::Failed;
+                return Err(Outcome::Failed);
             }
         };
         let (outbound, requests) = mpsc::channel(OUTBOUND_QUEUE);
@@ -107,10 +151,14 @@ impl Leg {
         };
         // The queue is new and empty.
         let _ = outbound.try_send(message(to_origin::Message::Subscribe(subscribe)));
-        let call = client.subscribe(ReceiverStream::new(requests));
-        let inbound = match tokio::time::timeout(patience, call).await {
-            Ok(Ok(response)) => response.into_inner(),
-            Ok(Err(status)) if status.code() == Code::NotFound => return Outcome::NotFound,
+        let mut request = tonic::Request::new(ReceiverStream::new(requests));
+        if let Some(context) = span.context() {
+            context.put(request.metadata_mut());
+        }
+        let call = client.subscribe(request);
+        match tokio::time::timeout(patience, call).await {
+            Ok(Ok(response)) => Ok((connection, outbound, response.into_inner())),
+            Ok(Err(status)) if status.code() == Code::NotFound => Err(Outcome::NotFound),
             Ok(Err(status)) => {
                 debug!(upstream = url, %status, "refused");
                 if !matches!(
@@ -119,30 +167,14 @@ impl Leg {
                 ) {
                     connection.discard();
                 }
-                return Outcome::Failed;
+                Err(Outcome::Failed)
             }
             Err(_) => {
                 debug!(upstream = url, "does not answer");
                 connection.discard();
-                return Outcome::Failed;
+                Err(Outcome::Failed)
             }
-        };
-        let call = Call {
-            root,
-            candidate,
-            outbound,
-            inbound,
-            want_due: false,
-            room_due: self.trunk.relay.is_some(),
-            begun: false,
-            moved_since: None,
-            clock: self.trunk.options.clocks.call(),
-        };
-        let outcome = self.serve(call).await;
-        if outcome == Outcome::Lost {
-            connection.discard();
         }
-        outcome
     }
 
     /// What the replica and those whom this node feeds want now.

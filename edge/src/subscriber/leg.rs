@@ -12,6 +12,7 @@ use headwater_media::replication::{Receiver, Want};
 use headwater_media::tree::{self, Alternative, Candidate, Search};
 use headwater_node::backoff::Backoff;
 use headwater_node::directory::Upstream;
+use headwater_node::trace::Context;
 use metrics::{counter, histogram};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -50,6 +51,8 @@ pub(super) struct Leg {
     pub(super) parent: Option<NodeId>,
     /// When the last upstream was lost, and who that was, until a unit of the next comes.
     pub(super) lost: Option<(Instant, Option<NodeId>)>,
+    /// The trace that the search is part of, until it has found somebody.
+    pub(super) trace: Option<Context>,
     known: Vec<Alternative>,
     shunned: Vec<(Instant, NodeId)>,
 }
@@ -67,6 +70,7 @@ impl Leg {
         };
         Self {
             index,
+            trace: trunk.options.trace,
             trunk,
             own,
             children,

@@ -14,6 +14,7 @@ use headwater_media::rtmp::{Event, Fault, Limits, Publish, Refusal, Session};
 use headwater_media::unit::MediaKind;
 use headwater_node::auth::Token;
 use headwater_node::clock::Clock;
+use headwater_node::trace::{self, Sampling};
 use metrics::counter;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -220,11 +221,21 @@ impl Connection {
     }
 
     async fn publish(&mut self, publish: Publish) -> Result<(), Close> {
+        let mut span = trace::start("publish", trace::Kind::Server, None, Sampling::Always);
+        // What is no name may be a secret in the wrong place.
+        if let Ok(name) = publish.name() {
+            span.set("stream", name);
+        }
         let result = self.decide(&publish).await;
         let label = match &result {
             Ok(_) => "accepted",
-            Err(refusal) => refusal.label(),
+            Err(refusal) => {
+                span.fail(refusal.label());
+                refusal.label()
+            }
         };
+        span.set("result", label);
+        drop(span);
         counter!(names::PUBLISHES, "result" => label).increment(1);
         let live = result.map_err(Close::Refused)?;
         info!(stream = %live.name, encoder = publish.encoder.as_deref(), "publishing");
