@@ -57,7 +57,9 @@ export class Experience {
     if (session.reports !== this.#url) this.flush();
     this.#url = session.reports;
     this.#askedAt = moved ? null : session.askedAt;
-    this.#lostAt = lost && this.#last?.session ? this.#last.at : null;
+    this.#lostAt = lost && this.#last ? this.#last.at : null;
+    // The browser counts a freeze when it ends, and this one didn't in the session that it began in.
+    if (this.#lostAt !== null) this.#seen.frozen += this.#last.at - this.#last.movedAt;
     [this.#last, this.#unseen] = [null, true];
     this.#arm();
   }
@@ -67,8 +69,12 @@ export class Experience {
     const now = performance.now();
     const watched = !document.hidden && !this.#video.paused;
     const before = this.#last;
-    this.#last = { at: now, session, watched, freezes: stats.freezes ?? 0, frozen: 1000 * (stats.frozenSeconds ?? 0) };
-    if (before?.session === session && before.watched && watched && (state === 'live' || state === 'reconnecting')) {
+    const playing = state === 'live' || state === 'reconnecting';
+    const frames = stats.frames ?? 0;
+    const still = playing && before?.session === session && frames > 0 && frames === before.frames;
+    const movedAt = still ? before.movedAt : now;
+    this.#last = { at: now, session, watched, frames, movedAt, freezes: stats.freezes ?? 0, frozen: 1000 * (stats.frozenSeconds ?? 0) };
+    if (before?.session === session && before.watched && watched && playing) {
       this.#seen.played += Math.min(TICK_MAX_MS, now - before.at);
       this.#seen.frozen += Math.max(0, this.#last.frozen - before.frozen);
       this.#seen.freezes += Math.max(0, this.#last.freezes - before.freezes);

@@ -141,6 +141,7 @@ fn browser_comes_back_by_itself_after_publisher_and_edge() {
     let seen = browser.last().unwrap_or_default();
     assert!(number(&seen, "/joins") > joins, "{seen:#}");
     assert_eq!(seen["errors"], serde_json::json!([]), "errors in the page");
+    browser.await_frames(30, seconds(10));
 
     // Leaving the page ends the session at once, not after the consent timeout.
     let admin = cluster.edge().admin;
@@ -150,6 +151,21 @@ fn browser_comes_back_by_itself_after_publisher_and_edge() {
     eventually("the session is deleted", seconds(5), || {
         viewers().filter(|any| !any)
     });
+    // The edge that went away is told of as a freeze, to the one that came back.
+    let metrics = eventually("the player reports", seconds(5), || {
+        let text = get(admin, "/metrics")?.body;
+        let none = "headwater_edge_player_reports_total{result=\"ok\"} 0\n";
+        (!text.contains(none)).then_some(text)
+    });
+    let value = |name: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(name));
+        let value = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+        value.unwrap_or(f64::NAN)
+    };
+    let frozen = value("headwater_edge_player_frozen_seconds_total ");
+    let played = value("headwater_edge_player_played_seconds_total ");
+    assert!(frozen >= 2.0 && frozen <= played, "{frozen} of {played} s");
+    assert!(value("headwater_edge_player_freezes_total ") >= 1.0);
     browser.process.wait(seconds(15));
 }
 
