@@ -300,6 +300,8 @@ pub(crate) fn describe() {
         "how long a viewer's pictures waited for the pacer until it was at the live edge again"
     );
     start_at_zero(&[
+        REDIRECTS,
+        SUBSCRIBERS_REFUSED,
         VIEWERS_JOINED,
         RESENT,
         RESENT_BYTES,

@@ -171,6 +171,8 @@ pub(crate) fn describe() {
         gauge!(held).increment(0.0);
     }
     start_at_zero(&[
+        REDIRECTS,
+        SUBSCRIBERS_REFUSED,
         REPLICATED_BYTES,
         SUBSCRIBER_SKIPS,
         UNITS_SKIPPED,
