@@ -44,8 +44,8 @@ bench: ## Measure the edge against the floor: five minutes on a quiet machine (B
 	cargo build --locked --package headwater --package headwater-bench --bins
 	@"$${CARGO_TARGET_DIR:-target}/debug/headwater-bench" --binary "$${CARGO_TARGET_DIR:-target}/debug/headwater" $(BENCH)
 
-chaos: test-deps ## Faults for an hour, in an order that a seed gives (FOR=600 SEED=7)
-	HEADWATER_CHAOS_SECONDS=$(or $(FOR),3600) HEADWATER_CHAOS_SEED=$(or $(SEED),1) \
+chaos: test-deps ## Faults for an hour, in an order that a seed gives; etcd without a quorum for 60 s each time (FOR=600 SEED=7)
+	HEADWATER_CHAOS_SECONDS=$(or $(FOR),3600) HEADWATER_CHAOS_SEED=$(or $(SEED),1) HEADWATER_CHAOS_QUORUM_SECONDS=60 \
 		cargo test --locked --package headwater --test it chaos -- --nocapture --test-threads=1
 
 lab: build ## Simulate viewers on bad links, and a large fleet; write the tables to tests/lab.md and tests/fleet.md

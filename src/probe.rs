@@ -74,6 +74,9 @@ pub(crate) struct Args {
     /// Prints what arrived so far this often while watching
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) interval: Option<Duration>,
+    /// A line of JSON for each decodable picture too, with the publisher's stamp if it has one
+    #[arg(long, requires = "json")]
+    pub(crate) pictures: bool,
     /// One JSON object a line instead of a table: progress lines if --interval is given, then the report
     #[arg(long)]
     pub(crate) json: bool,
@@ -141,7 +144,10 @@ async fn probe(args: &Args, clock: &Clock) -> Result<Report, Failure> {
 
 /// Joins and watches to the end, wherever the server sends it; closes connections and sessions whatever happens.
 async fn watch(args: &Args, clock: &Clock, whep: &Whep) -> Result<Report, Failure> {
-    let visit = Visit::join(clock.clone(), whep.clone(), args.transport).await?;
+    let mut visit = Visit::join(clock.clone(), whep.clone(), args.transport).await?;
+    if args.pictures {
+        visit.tally.keep_pictures(0);
+    }
     let mut journey = Journey {
         visit,
         joining: None,
@@ -208,7 +214,12 @@ impl Journey {
             joined = joined => {
                 self.joining = None;
                 match joined {
-                    Ok(visit) => self.next = Some(visit),
+                    Ok(mut visit) => {
+                        if args.pictures {
+                            visit.tally.keep_pictures(self.moved + 1);
+                        }
+                        self.next = Some(visit);
+                    }
                     Err(failure) => {
                         tracing::info!(%failure, "could not go there");
                         // Perhaps there is no way to that one from here; whoever answers at the first address will do.
@@ -250,7 +261,8 @@ impl Journey {
         {
             self.moved += 1;
             let invited = next.invited.clone();
-            let before = std::mem::replace(&mut self.visit, next);
+            let mut before = std::mem::replace(&mut self.visit, next);
+            tell(&mut before);
             let freeze = before.tally.longest_freeze(now);
             self.longest_freeze = self.longest_freeze.max(freeze);
             tokio::spawn(before.leave());
@@ -262,6 +274,12 @@ impl Journey {
                 self.join(args, clock, whep, Duration::ZERO);
             }
         }
+    }
+
+    /// Prints the pictures that came, if somebody asked for them.
+    fn tell_pictures(&mut self) {
+        tell(&mut self.visit);
+        self.next.iter_mut().for_each(tell);
     }
 
     fn report(&self) -> Report {
@@ -292,6 +310,7 @@ async fn follow(args: &Args, clock: &Clock, journey: &mut Journey) -> Result<(),
         }
         let now = clock.now();
         journey.handle_timeout(args, clock, now).await;
+        journey.tell_pictures();
         let tally = &journey.visit.tally;
         if let Some(how) = journey.visit.lost
             && journey.next.is_none()
@@ -361,6 +380,15 @@ fn print(args: &Args, report: &Report, text: fn(&Report) -> String) {
     match serde_json::to_string(report) {
         Ok(line) => say(&line),
         Err(error) => complain(&format!("headwater probe: {error}")),
+    }
+}
+
+fn tell(visit: &mut Visit) {
+    for picture in visit.tally.take_pictures() {
+        match serde_json::to_string(&picture) {
+            Ok(line) => say(&line),
+            Err(error) => complain(&format!("headwater probe: {error}")),
+        }
     }
 }
 

@@ -159,6 +159,7 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
             depth_max: config.depth_max,
             overflows: false,
         },
+        config.subscribers_max,
         node.id.clone(),
     );
     let passing = grpc_url.clone().map(|url| (feeding.clone(), url));
@@ -173,7 +174,6 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
         Arc::new(registry.clone()),
         replication::Options {
             window: sender::Config::default(),
-            subscribers_max: config.subscribers_max,
             feeding: feeding.clone(),
             metrics: metrics::REPLICATION,
             clock: node.clock.clone(),

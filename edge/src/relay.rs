@@ -12,7 +12,7 @@ use headwater_media::replication::{Position, Store, Want};
 use headwater_media::stream::{self, Attachment};
 use headwater_media::track::StreamInfo;
 use headwater_media::unit::AccessUnit;
-use headwater_node::replication::{EndReason, Feed, Item};
+use headwater_node::replication::{Branch, EndReason, Item};
 use tokio::sync::{mpsc, watch};
 
 /// Messages that may wait for one child's session (count). The session always drains it; this covers its scheduling.
@@ -24,7 +24,7 @@ pub(crate) struct Relay {
     inner: Mutex<Inner>,
     /// What the children want, all together.
     wants: watch::Sender<Want>,
-    feed: Arc<Feed>,
+    branch: Arc<Branch>,
 }
 
 #[derive(Debug)]
@@ -39,6 +39,8 @@ struct Child {
     id: u64,
     items: mpsc::Sender<Item>,
     want: Want,
+    /// Its queue was full when the stream's description changed: units are of no use to it before it has that.
+    info_due: bool,
 }
 
 /// What a child begins with.
@@ -50,7 +52,7 @@ pub(crate) struct Start {
 
 impl Relay {
     /// Of a stream that has not come yet.
-    pub(crate) fn new(config: stream::Config, feed: Arc<Feed>) -> Self {
+    pub(crate) fn new(config: stream::Config, branch: Arc<Branch>) -> Self {
         Self {
             inner: Mutex::new(Inner {
                 store: Store::new(config),
@@ -58,13 +60,13 @@ impl Relay {
                 next: 0,
             }),
             wants: watch::Sender::default(),
-            feed,
+            branch,
         }
     }
 
     /// Whom this node feeds with the stream, and how it comes here.
-    pub(crate) fn feed(&self) -> &Feed {
-        &self.feed
+    pub(crate) fn branch(&self) -> &Branch {
+        &self.branch
     }
 
     /// What the children want, all together.
@@ -114,7 +116,12 @@ impl Relay {
         let (items, queue) = mpsc::channel(QUEUE);
         inner.next += 1;
         let id = inner.next;
-        inner.children.push(Child { id, items, want });
+        inner.children.push(Child {
+            id,
+            items,
+            want,
+            info_due: false,
+        });
         self.update_wants(&inner);
         Some(Start {
             id,
@@ -170,12 +177,117 @@ impl Inner {
     }
 
     fn tell(&mut self, item: &Item) {
-        self.children
-            .retain(|child| match child.items.try_send(item.clone()) {
-                Ok(()) => true,
-                // Its session counts what is missing by the sequence numbers.
-                Err(mpsc::error::TrySendError::Full(_)) => true,
-                Err(mpsc::error::TrySendError::Closed(_)) => false,
-            });
+        let info = self.store.info();
+        self.children.retain_mut(|child| child.tell(item, info));
+    }
+}
+
+impl Child {
+    /// False: it has left.
+    fn tell(&mut self, item: &Item, info: Option<&Arc<StreamInfo>>) -> bool {
+        use mpsc::error::TrySendError::{Closed, Full};
+        if let (true, Item::Unit(_) | Item::Backlog(_), Some(info)) = (self.info_due, item, info) {
+            match self.items.try_send(Item::Info(Arc::clone(info))) {
+                Ok(()) => self.info_due = false,
+                Err(Full(_)) => return true,
+                Err(Closed(_)) => return false,
+            }
+        }
+        match self.items.try_send(item.clone()) {
+            Ok(()) => {
+                self.info_due &= !matches!(item, Item::Info(_));
+                true
+            }
+            // Units that are missing its session counts by the sequence numbers.
+            Err(Full(_)) => {
+                self.info_due |= matches!(item, Item::Info(_));
+                true
+            }
+            Err(Closed(_)) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use headwater_media::id::Epoch;
+    use headwater_media::testkit;
+    use headwater_media::time::{MediaTime, WallTime};
+    use headwater_media::track::{Configuration, Track};
+    use headwater_media::tree::{Config, Path};
+    use headwater_node::replication::Feeding;
+
+    use super::*;
+
+    fn relay() -> Relay {
+        let config = Config {
+            fanout: 4,
+            depth_max: 4,
+            overflows: false,
+        };
+        let feeding = Feeding::edge(config, 100, "e1".parse().unwrap());
+        let branch = feeding.of(&"live/demo".parse().unwrap());
+        Relay::new(crate::config::Config::default().store(), branch)
+    }
+
+    fn info(epoch: u64) -> Arc<StreamInfo> {
+        let configuration = Configuration::H264(testkit::h264_configuration());
+        Arc::new(StreamInfo {
+            name: "live/demo".parse().unwrap(),
+            epoch: Epoch(epoch),
+            tracks: vec![Track {
+                id: TrackId::SOURCE_VIDEO,
+                rendition: "source".into(),
+                configuration: Arc::new(configuration),
+                configuration_id: 0,
+                bitrate: headwater_media::id::Bitrate(0),
+                reordered: false,
+            }],
+            publishing: true,
+            audio_problem: None,
+            settled: true,
+            path: Path::default(),
+        })
+    }
+
+    fn unit(epoch: u64, sequence: u64) -> Arc<AccessUnit> {
+        Arc::new(AccessUnit {
+            track: TrackId::SOURCE_VIDEO,
+            epoch: Epoch(epoch),
+            sequence,
+            configuration_id: 0,
+            dts: MediaTime::ZERO,
+            pts: MediaTime::ZERO,
+            keyframe: true,
+            discardable: false,
+            discontinuity: false,
+            payload: Bytes::new(),
+            ingest_time: WallTime::default(),
+            origin_delay: std::time::Duration::ZERO,
+        })
+    }
+
+    #[test]
+    fn a_description_that_found_a_full_queue_comes_before_the_next_unit() {
+        let (relay, now) = (relay(), testkit::start());
+        relay.handle_info(&info(1));
+        let mut start = relay.attach(&[], Want::default()).expect("described");
+        let mut sequence = 0;
+        while start.items.len() < QUEUE {
+            relay.handle_unit(now, &unit(1, sequence));
+            sequence += 1;
+        }
+        relay.handle_info(&info(2));
+        relay.handle_unit(now, &unit(2, 0));
+        for _ in 0..QUEUE {
+            assert!(
+                matches!(start.items.try_recv(), Ok(Item::Unit(unit)) if unit.epoch == Epoch(1))
+            );
+        }
+        relay.handle_unit(now, &unit(2, 1));
+        assert!(matches!(start.items.try_recv(), Ok(Item::Info(info)) if info.epoch == Epoch(2)));
+        assert!(matches!(start.items.try_recv(), Ok(Item::Unit(unit)) if unit.sequence == 1));
+        assert!(start.items.try_recv().is_err(), "it is told once");
     }
 }

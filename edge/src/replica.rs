@@ -24,7 +24,7 @@ use metrics::counter;
 use tokio::sync::{mpsc, watch};
 
 use crate::continuation::Continuation;
-use crate::latency::{Arrival, LiveEdge, Timing};
+use crate::latency::{Arrival, Timing};
 use crate::metrics::{MAILBOX_FULL, SKIPPED};
 use crate::registry::{Options, Registry, Release};
 use crate::relay::Relay;
@@ -216,13 +216,10 @@ impl ReplicaActor {
                 entry.insert(packets)
             }
         };
-        let video = track.configuration.kind() == MediaKind::Video;
-        if packets.waiting && video && !unit.keyframe {
+        if !packets.takes(unit) {
             return;
         }
-        if std::mem::take(&mut packets.waiting) {
-            packets.live = LiveEdge::default();
-        }
+        let video = track.configuration.kind() == MediaKind::Video;
         let clock = &self.node.clock;
         let now = clock.now();
         let arrival =

@@ -73,6 +73,7 @@ pub(crate) fn describe_metrics() {
             "failed",
             "redirected",
             "lost",
+            "shed",
             "ended",
             "stopped",
         ],
@@ -175,6 +176,8 @@ enum Outcome {
     Redirected(Vec<Alternative>),
     /// It served for a while and is lost, or has the stream no longer.
     Lost,
+    /// It served past its fan-out until others had room.
+    Shed,
     /// The stream is over.
     Ended,
     /// This subscription is to end.
@@ -188,6 +191,7 @@ impl Outcome {
             Self::Failed => "failed",
             Self::Redirected(_) => "redirected",
             Self::Lost => "lost",
+            Self::Shed => "shed",
             Self::Ended => "ended",
             Self::Stopped => "stopped",
         }

@@ -11,7 +11,7 @@ use crate::id::NodeId;
 mod children;
 mod search;
 
-pub use children::{ChildId, Children, Config, Joining, Refusal, Verdict};
+pub use children::{Capacity, ChildId, Children, Config, Joining, Refusal, Verdict};
 pub use search::{Candidate, Search};
 
 /// Nodes that a path may name (count). No configuration allows a tree so deep; a longer one comes of a fault.

@@ -11,14 +11,14 @@ use headwater_media::id::{Epoch, StreamName, TrackId};
 use headwater_media::replication::{Position, Want, sender};
 use headwater_media::stream::Attachment;
 use headwater_media::track::StreamInfo;
-use headwater_media::tree::{Refusal, Verdict};
+use headwater_media::tree::Refusal;
 use headwater_media::unit::AccessUnit;
 use headwater_proto::convert;
 use headwater_proto::replication as wire;
 use headwater_proto::replication::replication_server::{Replication, ReplicationServer};
 use headwater_proto::replication::{to_edge, to_origin};
 use metrics::counter;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info};
@@ -29,7 +29,7 @@ use crate::trace::{self, Span};
 mod feeding;
 mod session;
 
-pub use feeding::{Feed, Feeding, Place};
+pub use feeding::{Branch, Feeding, Judged, Place, Refused};
 use session::{Counted, Session};
 
 /// A call whose first message takes longer is ended.
@@ -142,8 +142,6 @@ pub struct Metrics {
 pub struct Options {
     /// Bounds of what is on its way to one of them.
     pub window: sender::Config,
-    /// Subscribers over all streams (count).
-    pub subscribers_max: usize,
     /// Whom it feeds.
     pub feeding: Feeding,
     /// How it counts.
@@ -154,12 +152,7 @@ pub struct Options {
 
 /// The service, for [`tonic::service::Routes`].
 pub fn service(source: Arc<dyn Source>, options: Options) -> ReplicationServer<Service> {
-    let permits = options.subscribers_max.min(Semaphore::MAX_PERMITS);
-    let service = Service {
-        source,
-        permits: Arc::new(Semaphore::new(permits)),
-        options,
-    };
+    let service = Service { source, options };
     ReplicationServer::new(service)
         .max_decoding_message_size(INBOUND_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(convert::MESSAGE_BYTES_MAX)
@@ -169,7 +162,6 @@ pub fn service(source: Arc<dyn Source>, options: Options) -> ReplicationServer<S
 pub struct Service {
     source: Arc<dyn Source>,
     options: Options,
-    permits: Arc<Semaphore>,
 }
 
 type Outbound = ReceiverStream<Result<wire::ToEdge, Status>>;
@@ -178,33 +170,23 @@ impl Service {
     /// What is to become of a subscriber, before anything is done for it.
     fn place(&self, name: &StreamName, subscribe: &wire::Subscribe) -> Result<Placed, Status> {
         let joining = convert::joining_from_wire(subscribe).map_err(|error| invalid(&error))?;
-        let refused = |reason: &'static str| {
-            counter!(self.options.metrics.refused, "reason" => reason).increment(1);
-        };
-        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
-            refused("subscribers");
-            Status::resource_exhausted("this node takes no more subscribers")
-        })?;
         match self.options.feeding.of(name).judge(&joining) {
-            (Verdict::Redirect(alternatives), _) => {
+            Ok(Judged::Redirected(alternatives)) => {
                 debug!(stream = %name, node = ?joining.node, to = ?alternatives.first(), "sent on");
                 counter!(self.options.metrics.redirects).increment(1);
                 Ok(Placed::Redirected(convert::alternatives_to_wire(
                     &alternatives,
                 )))
             }
-            (Verdict::Refuse(refusal), _) => {
-                debug!(stream = %name, node = ?joining.node, %refusal, "not taken");
-                let (reason, status) = refuse(refusal);
-                refused(reason);
+            Err(refused) => {
+                debug!(stream = %name, node = ?joining.node, %refused, "not taken");
+                let (reason, status) = refuse(refused);
+                counter!(self.options.metrics.refused, "reason" => reason).increment(1);
                 Err(status)
             }
-            (Verdict::Take, Some(place)) => {
-                let counted = Counted::new(self.options.metrics.subscribers, permit);
+            Ok(Judged::Taken(place)) => {
+                let counted = Counted::new(self.options.metrics.subscribers);
                 Ok(Placed::Taken(place, counted))
-            }
-            (Verdict::Take, None) => {
-                Err(Status::internal("a place is given to all that are taken"))
             }
         }
     }
@@ -293,14 +275,15 @@ enum Placed {
     Redirected(wire::Redirect),
 }
 
-fn refuse(refusal: Refusal) -> (&'static str, Status) {
-    let text = refusal.to_string();
-    match refusal {
-        Refusal::Full => ("full", Status::resource_exhausted(text)),
-        Refusal::Avoided => ("avoided", Status::resource_exhausted(text)),
-        Refusal::Cycle => ("cycle", Status::failed_precondition(text)),
-        Refusal::TooDeep => ("too_deep", Status::failed_precondition(text)),
-        Refusal::Orphaned => ("orphaned", Status::unavailable(text)),
+fn refuse(refused: Refused) -> (&'static str, Status) {
+    let text = refused.to_string();
+    match refused {
+        Refused::Subscribers => ("subscribers", Status::resource_exhausted(text)),
+        Refused::Stream(Refusal::Full) => ("full", Status::resource_exhausted(text)),
+        Refused::Stream(Refusal::Avoided) => ("avoided", Status::resource_exhausted(text)),
+        Refused::Stream(Refusal::Cycle) => ("cycle", Status::failed_precondition(text)),
+        Refused::Stream(Refusal::TooDeep) => ("too_deep", Status::failed_precondition(text)),
+        Refused::Stream(Refusal::Orphaned) => ("orphaned", Status::unavailable(text)),
     }
 }
 

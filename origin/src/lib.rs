@@ -131,8 +131,7 @@ pub async fn start(config: Config, node: Node) -> Result<Origin, StartError> {
     };
     let options = headwater_node::replication::Options {
         window: config.origin.window(),
-        subscribers_max: config.origin.subscribers_max,
-        feeding: Feeding::origin(children, node.id.clone()),
+        feeding: Feeding::origin(children, config.origin.subscribers_max, node.id.clone()),
         metrics: metrics::REPLICATION,
         clock: node.clock.clone(),
     };

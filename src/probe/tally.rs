@@ -104,6 +104,21 @@ pub(super) struct Report {
     pub(super) newest_timestamp: Option<u32>,
 }
 
+/// A decodable picture, for whoever looks at each.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Picture {
+    kind: &'static str,
+    /// Counts the sessions that were gone over to: pictures of two that overlap come from both.
+    session: u64,
+    /// When its last packet came.
+    arrived_unix_micros: u64,
+    /// When the publisher made it, if it says.
+    stamp_unix_micros: Option<u64>,
+    /// RTP's.
+    timestamp: u32,
+    keyframe: bool,
+}
+
 /// Gathers.
 #[derive(Debug)]
 pub(super) struct Tally {
@@ -126,6 +141,8 @@ pub(super) struct Tally {
     longest_freeze: Duration,
     stamped_ms: Vec<f64>,
     captured_ms: Vec<f64>,
+    /// The session, and its pictures until they are taken; none: nobody looks at them.
+    pictures: Option<(u64, Vec<Picture>)>,
 }
 
 /// One track's packets, and how late each is against its sender's clock.
@@ -189,7 +206,19 @@ impl Tally {
             longest_freeze: Duration::ZERO,
             stamped_ms: Vec::new(),
             captured_ms: Vec::new(),
+            pictures: None,
         }
+    }
+
+    /// From now on pictures are kept for [`Self::take_pictures`], as those of this session.
+    pub(super) fn keep_pictures(&mut self, session: u64) {
+        self.pictures = Some((session, Vec::new()));
+    }
+
+    /// The pictures since the last time.
+    pub(super) fn take_pictures(&mut self) -> Vec<Picture> {
+        let pictures = self.pictures.as_mut();
+        pictures.map_or_else(Vec::new, |(_, pictures)| std::mem::take(pictures))
     }
 
     /// Milliseconds from the start to `at`.
@@ -359,6 +388,16 @@ impl Tally {
             return;
         }
         self.decodable += 1;
+        if let Some((session, pictures)) = &mut self.pictures {
+            pictures.push(Picture {
+                kind: "picture",
+                session: *session,
+                arrived_unix_micros: self.clock.wall_at(frame.arrived).unix_micros(),
+                stamp_unix_micros: frame.stamp,
+                timestamp: frame.timestamp,
+                keyframe: frame.keyframe,
+            });
+        }
         let first = *self.first_frame.get_or_insert(frame.arrived);
         if self.join.first_frame_ms.is_none() {
             self.join.first_frame_ms = Some(self.since_start(frame.arrived));

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use headwater_media::id::Epoch;
 use headwater_media::rtp::batch::PacketBatch;
 use headwater_media::rtp::header::HEADER_BYTES_MAX;
 use headwater_media::rtp::packetizer::{H264Packetizer, OpusPacketizer};
@@ -26,6 +27,8 @@ pub(super) struct Packets {
     /// Units were lost: nothing is sent before a keyframe.
     pub(super) waiting: bool,
     pub(super) live: LiveEdge,
+    /// The last unit that was taken.
+    newest: Option<(Epoch, u64)>,
 }
 
 enum Packetizer {
@@ -46,7 +49,30 @@ impl Packets {
             ring: PacketRing::new(ring),
             waiting: true,
             live: LiveEdge::default(),
+            newest: None,
         })
+    }
+
+    /// Whether a unit goes on from what there is. It doesn't if it was here before, as after the track was not wanted for a moment and what
+    /// is kept of it came again, or if it is a picture and the one before it is missing.
+    pub(super) fn takes(&mut self, unit: &AccessUnit) -> bool {
+        let known = self.newest.filter(|(epoch, _)| *epoch == unit.epoch);
+        if known.is_some_and(|(_, newest)| unit.sequence <= newest) {
+            return false;
+        }
+        if matches!(self.packetizer, Packetizer::H264(_)) {
+            let follows = self.newest.is_none()
+                || known.is_some_and(|(_, newest)| unit.sequence == newest.saturating_add(1));
+            self.waiting |= !follows;
+            if self.waiting && !unit.keyframe {
+                return false;
+            }
+        }
+        if std::mem::take(&mut self.waiting) {
+            self.live = LiveEdge::default();
+        }
+        self.newest = Some((unit.epoch, unit.sequence));
+        true
     }
 
     /// The packets of the next unit, kept in the ring; none if it has none.
@@ -71,6 +97,7 @@ impl Packets {
     pub(super) fn begin_anew(&mut self, ring: Limits) {
         self.ring = PacketRing::new(ring);
         self.waiting = true;
+        self.newest = None;
     }
 
     /// What a shard begins with: pictures from the newest keyframe on, or the newest sound.
@@ -79,5 +106,72 @@ impl Packets {
             Packetizer::H264(_) => self.ring.newest_gop().cloned().collect(),
             Packetizer::Opus(_) => self.ring.newest().cloned().into_iter().collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use headwater_media::id::TrackId;
+    use headwater_media::testkit;
+    use headwater_media::time::{MediaTime, WallTime};
+
+    use super::*;
+
+    fn unit(epoch: u64, sequence: u64) -> AccessUnit {
+        AccessUnit {
+            track: TrackId::SOURCE_VIDEO,
+            epoch: Epoch(epoch),
+            sequence,
+            configuration_id: 0,
+            dts: MediaTime::from_millis(i64::try_from(sequence).unwrap() * 33),
+            pts: MediaTime::from_millis(i64::try_from(sequence).unwrap() * 33),
+            keyframe: sequence.is_multiple_of(10),
+            discardable: false,
+            discontinuity: false,
+            payload: Bytes::from_static(&[0, 0, 0, 1, 0x65]),
+            ingest_time: WallTime::default(),
+            origin_delay: Duration::ZERO,
+        }
+    }
+
+    /// Those of `sequences` that become packets.
+    fn taken(
+        packets: &mut Packets,
+        epoch: u64,
+        sequences: impl IntoIterator<Item = u64>,
+    ) -> Vec<u64> {
+        let configuration = Configuration::H264(testkit::h264_configuration());
+        let mut take = |sequence: &u64| {
+            let unit = unit(epoch, *sequence);
+            packets.takes(&unit) && packets.packetize(&unit, &configuration).is_some()
+        };
+        sequences
+            .into_iter()
+            .filter(|sequence| take(sequence))
+            .collect()
+    }
+
+    #[test]
+    fn what_comes_again_is_taken_once_and_nothing_after_a_hole_before_a_keyframe() {
+        let limits = Limits {
+            bytes: 1 << 20,
+            age: Duration::from_secs(4),
+        };
+        let configuration = Configuration::H264(testkit::h264_configuration());
+        let mut packets = Packets::new(&configuration, limits).unwrap();
+        assert_eq!(taken(&mut packets, 1, 8..15), [10, 11, 12, 13, 14]);
+        // It was not wanted for a moment, and comes again from the keyframe on.
+        assert_eq!(taken(&mut packets, 1, 10..17), [15, 16]);
+        // What was missed is not kept.
+        assert_eq!(taken(&mut packets, 1, 18..22), [20, 21]);
+        // Another publisher's numbers begin anew.
+        assert_eq!(taken(&mut packets, 2, [22, 23]), [0_u64; 0]);
+        assert_eq!(taken(&mut packets, 2, [0, 1]), [0, 1]);
+        // Whoever wakes it begins with all that is kept.
+        packets.begin_anew(limits);
+        assert_eq!(taken(&mut packets, 2, 0..3), [0, 1, 2]);
     }
 }

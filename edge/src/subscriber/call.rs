@@ -17,10 +17,11 @@ use headwater_proto::replication as wire;
 use headwater_proto::replication::{to_edge, to_origin};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Code;
+use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 
 use super::leg::Leg;
+use super::trunk::Standing;
 use super::{Outcome, Stopped};
 use crate::latency::CallClock;
 use crate::locate;
@@ -34,7 +35,7 @@ const SUBSCRIBE_TIMEOUT_EDGE: Duration = Duration::from_secs(1);
 const OUTBOUND_QUEUE: usize = 64;
 
 /// The directory may name a newer publisher for so long before an edge that feeds this node with an older one is left: it reads the
-/// same directory, and brings the newer one with everybody below it.
+/// same directory, and brings the newer one with everybody below it. So is whoever brings an older one than another leg does.
 const MOVED_GRACE: Duration = Duration::from_secs(3);
 
 /// An accepted call.
@@ -51,9 +52,11 @@ struct Call<'a> {
     room_due: bool,
     /// Something came other than a redirection.
     begun: bool,
-    /// Since when the directory names a newer publisher.
+    /// Since when a newer publisher is known than this call brings.
     moved_since: Option<Instant>,
     clock: CallClock,
+    /// The way there is broken, not only this call.
+    broken: bool,
 }
 
 /// What an accepted call is read and answered by.
@@ -90,7 +93,7 @@ impl Leg {
         };
         // What follows lasts as long as the stream is watched.
         drop(span);
-        let call = Call {
+        let mut call = Call {
             root,
             candidate,
             outbound,
@@ -100,12 +103,13 @@ impl Leg {
             begun: false,
             moved_since: None,
             clock: self.trunk.options.clocks.call(),
+            broken: false,
         };
-        let outcome = self.serve(call).await;
+        let outcome = self.serve(&mut call).await;
         if !matches!(outcome, Outcome::Redirected(_)) {
             self.trace = None;
         }
-        if outcome == Outcome::Lost {
+        if call.broken {
             connection.discard();
         }
         outcome
@@ -161,10 +165,7 @@ impl Leg {
             Ok(Err(status)) if status.code() == Code::NotFound => Err(Outcome::NotFound),
             Ok(Err(status)) => {
                 debug!(upstream = url, %status, "refused");
-                if !matches!(
-                    status.code(),
-                    Code::ResourceExhausted | Code::InvalidArgument | Code::FailedPrecondition
-                ) {
+                if broken(&status) {
                     connection.discard();
                 }
                 Err(Outcome::Failed)
@@ -188,7 +189,7 @@ impl Leg {
 
     fn room(&self) -> Option<wire::Room> {
         let relay = self.trunk.relay.as_ref()?;
-        Some(convert::room_to_wire(relay.feed().room()))
+        Some(convert::room_to_wire(relay.branch().room()))
     }
 
     fn ping(&self) -> wire::Ping {
@@ -199,19 +200,20 @@ impl Leg {
     }
 
     /// Runs an accepted call to its end.
-    async fn serve(&mut self, mut call: Call<'_>) -> Outcome {
+    async fn serve(&mut self, call: &mut Call<'_>) -> Outcome {
         let mut changes = self.trunk.node.directory.changes();
         let (mut own_ends, mut children_end) = (false, false);
         loop {
-            self.pump(&mut call);
+            self.pump(call);
             if self.core.upstream_dead() {
                 warn!(
                     upstream = call.url(),
                     "the upstream is dead: pings go unanswered"
                 );
+                call.broken = true;
                 return Outcome::Lost;
             }
-            if self.left_behind(&mut call) {
+            if self.left_behind(call) {
                 info!(upstream = call.url(), "the stream has moved");
                 return Outcome::Lost;
             }
@@ -225,7 +227,7 @@ impl Leg {
             };
             tokio::select! {
                 message = call.inbound.message() => match message {
-                    Ok(Some(message)) => match self.handle_message(message, &mut call) {
+                    Ok(Some(message)) => match self.handle_message(message, call) {
                         Ok(None) => {}
                         Ok(Some(outcome)) => return outcome,
                         Err(Stopped) => return Outcome::Stopped,
@@ -233,6 +235,7 @@ impl Leg {
                     Ok(None) => return Outcome::Lost,
                     Err(status) => {
                         info!(upstream = call.url(), %status, "the upstream is lost");
+                        call.broken = broken(&status);
                         return Outcome::Lost;
                     }
                 },
@@ -258,16 +261,18 @@ impl Leg {
         }
     }
 
-    /// The directory names another owner, with a newer publisher than this call brings.
+    /// The directory names another owner, with a newer publisher than this call brings, or another leg brings a newer one.
     fn left_behind(&self, call: &mut Call<'_>) -> bool {
         let (node, name) = (&self.trunk.node, &self.trunk.name);
-        if !locate::moved(node, name, &call.root.grpc_url, self.trunk.epoch()) {
+        let epoch = self.core.epoch();
+        let moved = locate::moved(node, name, &call.root.grpc_url, epoch);
+        if !moved && self.trunk.epoch() <= epoch {
             call.moved_since = None;
             return false;
         }
         let now = node.clock.now();
         let since = *call.moved_since.get_or_insert(now);
-        call.direct() || now.saturating_duration_since(since) >= MOVED_GRACE
+        (moved && call.direct()) || now.saturating_duration_since(since) >= MOVED_GRACE
     }
 
     /// Sends what is due.
@@ -342,8 +347,8 @@ impl Leg {
                 let alternatives = convert::alternatives_from_wire(redirect);
                 return Ok(Some(match alternatives {
                     Ok(alternatives) if !begun => Outcome::Redirected(alternatives),
-                    // It was taken already.
-                    Ok(_) => Outcome::Lost,
+                    // It was taken already, and is one too many now.
+                    Ok(_) => Outcome::Shed,
                     Err(error) => {
                         warn!(upstream = call.url(), %error, "the upstream sends nonsense");
                         Outcome::Failed
@@ -395,11 +400,20 @@ impl Leg {
             let _ = self.core.handle_info(&info);
         }
         self.parent = info.path.nodes().last().cloned();
-        if !self.trunk.handle_info(self.index, &Arc::new(info)) {
-            // Another leg has heard of a newer publisher.
-            debug!(upstream = call.url(), "the upstream is behind");
+        match self.trunk.handle_info(self.index, &Arc::new(info)) {
+            Standing::Counts => None,
+            Standing::Behind => {
+                debug!(
+                    upstream = call.url(),
+                    "another upstream knows a newer publisher"
+                );
+                None
+            }
+            Standing::Shares => {
+                info!(upstream = call.url(), "another upstream comes the same way");
+                Some(Outcome::Failed)
+            }
         }
-        None
     }
 
     fn handle_unit(&mut self, unit: AccessUnit, call: &Call<'_>) -> Result<(), Stopped> {
@@ -413,8 +427,28 @@ impl Leg {
     }
 }
 
+/// The connection failed, rather than that the upstream said no.
+fn broken(status: &Status) -> bool {
+    // What an upstream says has no cause on this side.
+    std::error::Error::source(status).is_some()
+        || matches!(status.code(), Code::Internal | Code::Unknown)
+}
+
 const fn message(message: to_origin::Message) -> wire::ToOrigin {
     wire::ToOrigin {
         message: Some(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_upstream_answers_breaks_no_connection() {
+        assert!(!broken(&Status::unavailable("it has no upstream just now")));
+        assert!(!broken(&Status::resource_exhausted("full")));
+        let cut = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        assert!(broken(&Status::from_error(Box::new(cut))));
     }
 }

@@ -111,7 +111,9 @@ impl Leg {
             let state = match outcome {
                 Outcome::Stopped => return,
                 Outcome::Ended => UpstreamState::Ended,
-                Outcome::Lost | Outcome::Failed | Outcome::Redirected(_) => UpstreamState::Lost,
+                Outcome::Lost | Outcome::Failed | Outcome::Shed | Outcome::Redirected(_) => {
+                    UpstreamState::Lost
+                }
                 // What has ended is not found either, which is no news.
                 Outcome::NotFound if self.trunk.told() == Some(UpstreamState::Ended) => {
                     UpstreamState::Ended
@@ -119,9 +121,14 @@ impl Leg {
                 Outcome::NotFound => UpstreamState::NotFound,
             };
             self.trunk.handle_down(self.index, Some(state));
-            if std::mem::take(&mut self.served) {
+            let served = std::mem::take(&mut self.served);
+            if served {
                 backoff.reset();
                 spare.reset();
+            }
+            if served && outcome == Outcome::Shed {
+                // It knows where there is room, and asking is all that is left to do.
+                continue;
             }
             let lost = outcome == Outcome::Lost;
             let needed = lost || self.trunk.alone(self.index);
@@ -184,9 +191,14 @@ impl Leg {
                 Outcome::Ended if root.epoch.is_none() && upstreams.len() > 1 => {
                     worst = Outcome::Ended;
                 }
+                // Hours may have passed since this search began.
+                Outcome::Failed if self.served => {
+                    self.known = search.into_known();
+                    return Outcome::Lost;
+                }
                 Outcome::Failed if worst == Outcome::Ended => {}
                 Outcome::Failed => worst = Outcome::Failed,
-                Outcome::Lost | Outcome::Ended | Outcome::Stopped => {
+                Outcome::Lost | Outcome::Shed | Outcome::Ended | Outcome::Stopped => {
                     self.known = search.into_known();
                     return outcome;
                 }

@@ -1,7 +1,9 @@
 //! Where the legs of a subscription come together: each unit goes on once and in order, to the replica and to the edges that this one feeds.
 //!
 //! The legs share it under a lock that they hold for moments. What the stream is, is told by the first leg that has a call; the others only
-//! when they know of something newer. A leg that is lost is no news while another one lives.
+//! when they know of something newer. A leg that is lost is no news while another one lives. A call that brings an older publisher than is
+//! known by another leg, or comes through an edge that another leg comes through, doesn't count: the one brings nothing, and the other
+//! would be lost together with that leg.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,6 +30,17 @@ const ORPHANED_MAX: Duration = Duration::from_secs(5);
 
 /// Depths that the gauge tells apart (count).
 const DEPTHS: usize = 8;
+
+/// What an upstream's description of the stream means for its leg.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// The leg is one of those that bring the stream.
+    Counts,
+    /// It brings an older publisher than is known.
+    Behind,
+    /// It comes through an edge that another leg comes through.
+    Shares,
+}
 
 /// See the module.
 pub(super) struct Trunk {
@@ -140,11 +153,34 @@ impl Trunk {
         }
     }
 
-    /// A leg's upstream says what the stream is. False: it is of an older publisher than is known here.
-    pub(super) fn handle_info(&self, leg: usize, info: &Arc<StreamInfo>) -> bool {
+    /// A leg's upstream says what the stream is.
+    pub(super) fn handle_info(&self, leg: usize, info: &Arc<StreamInfo>) -> Standing {
+        let now = self.node.clock.now();
         let mut inner = self.inner();
         if !inner.merge.handle_epoch(info.epoch) {
-            return false;
+            if !self.detach(now, &mut inner, leg) {
+                self.orphan(now, &mut inner, None);
+            }
+            return Standing::Behind;
+        }
+        let shares = inner.connected().any(|(index, other)| {
+            index != leg && other.epoch == info.epoch && share(&other.path, &info.path)
+        });
+        if shares {
+            self.detach(now, &mut inner, leg);
+            return Standing::Shares;
+        }
+        for other in 0..inner.legs.len() {
+            // Whoever brings an older publisher counts again when it has heard of this one.
+            if inner.legs[other]
+                .as_ref()
+                .is_some_and(|other| other.epoch < info.epoch)
+                && other != leg
+            {
+                let behind = inner.legs[other].take();
+                count_depth(behind.as_deref(), None);
+                inner.merge.handle_down(now, other);
+            }
         }
         let before = inner.legs[leg].replace(Arc::clone(info));
         if before.is_none() {
@@ -156,20 +192,28 @@ impl Trunk {
             .connected()
             .next()
             .is_some_and(|(index, _)| index == leg);
-        if first || inner.info.as_ref().is_none_or(|told| newer(info, told)) {
+        let tells = match &inner.info {
+            Some(told) => newer(info, told) || (first && !newer(told, info)),
+            None => true,
+        };
+        if tells {
             inner.info = Some(Arc::clone(info));
         }
         inner.tell(UpstreamState::Connected);
         self.announce(&inner);
         self.connected.send_replace(inner.connected().count());
-        true
+        Standing::Counts
     }
 
-    /// What the upstream of the only leg offers has nothing to do with what was before.
+    /// What the upstream of the only leg offers has nothing to do with what was before, and those whom this node feeds have to begin anew
+    /// as well: units of an older publisher would be refused on their way.
     pub(super) fn reset(&self) {
         let mut inner = self.inner();
         inner.merge.reset();
         inner.info = None;
+        if let Some(relay) = &self.relay {
+            relay.end(EndReason::Moved);
+        }
     }
 
     /// A leg's upstream sent a unit.
@@ -197,27 +241,20 @@ impl Trunk {
     pub(super) fn handle_down(&self, leg: usize, state: Option<UpstreamState>) {
         let now = self.node.clock.now();
         let mut inner = self.inner();
-        let before = inner.legs[leg].take();
-        count_depth(before.as_deref(), None);
-        inner.merge.handle_down(now, leg);
-        // Its replica is gone if this fails, and so will be the rest.
-        let _ = self.hand_on(now, &mut inner);
-        self.connected.send_replace(inner.connected().count());
-        let other = inner.connected().next().map(|(_, info)| Arc::clone(info));
-        if other.is_some() {
-            if before.is_some() {
-                inner.info = other;
-                self.announce(&inner);
-            }
-            return;
+        if !self.detach(now, &mut inner, leg) {
+            self.orphan(now, &mut inner, state);
         }
+    }
+
+    /// Nobody brings the stream.
+    fn orphan(&self, now: Instant, inner: &mut Inner, state: Option<UpstreamState>) {
         if let Some(state) = state {
             inner.tell(state);
         }
         let Some(relay) = &self.relay else {
             return;
         };
-        relay.feed().handle_path(None);
+        relay.branch().handle_path(None);
         let since = *inner.orphaned_since.get_or_insert(now);
         match state {
             Some(UpstreamState::Ended) => relay.end(EndReason::Ended),
@@ -239,9 +276,31 @@ impl Trunk {
         let mut inner = self.inner();
         inner.leaving = true;
         if let Some(relay) = &self.relay {
-            relay.feed().handle_path(None);
+            relay.branch().handle_path(None);
             relay.end(EndReason::Moved);
         }
+    }
+
+    /// A leg doesn't bring the stream any more. True: another one does.
+    fn detach(&self, now: Instant, inner: &mut Inner, leg: usize) -> bool {
+        let before = inner.legs[leg].take();
+        count_depth(before.as_deref(), None);
+        inner.merge.handle_down(now, leg);
+        // Its replica is gone if this fails, and so will be the rest.
+        let _ = self.hand_on(now, inner);
+        self.connected.send_replace(inner.connected().count());
+        let other = inner.connected().next().map(|(_, info)| Arc::clone(info));
+        let Some(other) = other else {
+            return false;
+        };
+        if before.is_some() {
+            // What the lost one knew of and this one doesn't yet is true all the same.
+            if inner.info.as_ref().is_none_or(|told| !newer(told, &other)) {
+                inner.info = Some(other);
+            }
+            self.announce(inner);
+        }
+        true
     }
 
     fn announce(&self, inner: &Inner) {
@@ -253,12 +312,11 @@ impl Trunk {
             let paths = inner.connected().map(|(_, info)| &info.path);
             let path = paths.max_by_key(|path| path.depth()).cloned();
             let path = path.unwrap_or_default();
-            relay
-                .feed()
-                .handle_path((!inner.leaving).then(|| path.clone()));
             let mut passed = StreamInfo::clone(info);
-            passed.path = path;
+            passed.path = path.clone();
+            // First this: who is taken begins with it.
             relay.handle_info(&Arc::new(passed));
+            relay.branch().handle_path((!inner.leaving).then_some(path));
         }
         inner.feed.post(Feed::Info(Arc::clone(info)));
     }
@@ -333,6 +391,12 @@ fn newer(info: &StreamInfo, told: &StreamInfo) -> bool {
     info.epoch > told.epoch || info.tracks.iter().any(ahead)
 }
 
+/// Both ways come through an edge, which both would be lost with. The origin is on every way.
+fn share(one: &Path, other: &Path) -> bool {
+    let mut edges = one.nodes().iter().skip(1);
+    edges.any(|edge| other.nodes().iter().skip(1).any(|node| node == edge))
+}
+
 fn count_depth(before: Option<&StreamInfo>, after: Option<&StreamInfo>) {
     let depth = |info: &StreamInfo| path_depth(&info.path);
     let (before, after) = (before.map(depth), after.map(depth));
@@ -350,4 +414,228 @@ fn count_depth(before: Option<&StreamInfo>, after: Option<&StreamInfo>) {
 /// An older origin names no path, and is one node.
 fn path_depth(path: &Path) -> usize {
     path.depth().clamp(1, DEPTHS)
+}
+
+#[cfg(test)]
+mod tests {
+    use actix::{Actor, Context, Handler};
+    use bytes::Bytes;
+    use headwater_media::codec::opus;
+    use headwater_media::id::Bitrate;
+    use headwater_media::time::{MediaTime, WallTime};
+    use headwater_media::track::{Configuration, Track};
+    use headwater_media::tree::Config;
+    use headwater_node::clock::Clock;
+    use headwater_node::directory::memory::MemoryDirectory;
+    use headwater_node::replication::{Feeding, Item};
+    use tokio::sync::mpsc;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    struct Collector(mpsc::UnboundedSender<Feed>);
+
+    impl Actor for Collector {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<Feed> for Collector {
+        type Result = ();
+
+        fn handle(&mut self, message: Feed, _: &mut Context<Self>) {
+            let _ = self.0.send(message);
+        }
+    }
+
+    /// A trunk of two legs that passes on what it gets, and what its replica is told.
+    fn trunk() -> (Trunk, mpsc::UnboundedReceiver<Feed>) {
+        let id: NodeId = "e9".parse().unwrap();
+        let node = Node {
+            id: id.clone(),
+            clock: Clock::system(),
+            directory: Arc::new(MemoryDirectory::new(id.clone())),
+            io: tokio::runtime::Handle::current(),
+            shutdown: CancellationToken::new(),
+        };
+        let config = Config {
+            fanout: 4,
+            depth_max: 6,
+            overflows: false,
+        };
+        let name: StreamName = "live/demo".parse().unwrap();
+        let branch = Feeding::edge(config, 100, id).of(&name);
+        let relay = Arc::new(Relay::new(crate::config::Config::default().store(), branch));
+        let (feed, told) = mpsc::unbounded_channel();
+        let feed = Sender::new(&Collector(feed).start());
+        let trunk = Trunk::new(&node, name, Options::default(), 2, feed, Some(relay));
+        (trunk, told)
+    }
+
+    fn info(epoch: u64, configuration_id: u32, path: &[&str]) -> Arc<StreamInfo> {
+        let path: Vec<NodeId> = path.iter().map(|node| node.parse().unwrap()).collect();
+        Arc::new(StreamInfo {
+            name: "live/demo".parse().unwrap(),
+            epoch: Epoch(epoch),
+            tracks: vec![Track {
+                id: TrackId::OPUS,
+                rendition: "source".into(),
+                configuration: Arc::new(Configuration::Opus(opus::Configuration {
+                    channels: 2,
+                    pre_skip: 312,
+                })),
+                configuration_id,
+                bitrate: Bitrate(0),
+                reordered: false,
+            }],
+            publishing: true,
+            audio_problem: None,
+            settled: true,
+            path: path.into(),
+        })
+    }
+
+    fn unit(epoch: u64, sequence: u64) -> Arc<AccessUnit> {
+        Arc::new(AccessUnit {
+            track: TrackId::OPUS,
+            epoch: Epoch(epoch),
+            sequence,
+            configuration_id: 0,
+            dts: MediaTime::ZERO,
+            pts: MediaTime::ZERO,
+            keyframe: true,
+            discardable: false,
+            discontinuity: false,
+            payload: Bytes::new(),
+            ingest_time: WallTime::default(),
+            origin_delay: Duration::ZERO,
+        })
+    }
+
+    fn handle(trunk: &Trunk, leg: usize, info: &Arc<StreamInfo>) -> Standing {
+        trunk.handle_info(leg, info)
+    }
+
+    /// The stream as it was described last to the replica.
+    async fn described(told: &mut mpsc::UnboundedReceiver<Feed>) -> (u64, u32) {
+        // What was posted is in the actor's mailbox.
+        tokio::task::yield_now().await;
+        let mut last = None;
+        while let Ok(message) = told.try_recv() {
+            if let Feed::Info(info) = message {
+                last = Some((info.epoch.0, info.tracks[0].configuration_id));
+            }
+        }
+        last.expect("it was described")
+    }
+
+    #[actix::test]
+    async fn an_upstream_with_an_older_publisher_does_not_count_until_it_has_the_newer() {
+        let (trunk, mut told) = trunk();
+        assert_eq!(
+            handle(&trunk, 0, &info(1, 0, &["o1", "e1"])),
+            Standing::Counts
+        );
+        assert_eq!(
+            handle(&trunk, 1, &info(1, 0, &["o1", "e2"])),
+            Standing::Counts
+        );
+        assert_eq!(
+            handle(&trunk, 0, &info(2, 0, &["o2", "e1"])),
+            Standing::Counts
+        );
+        assert!(!trunk.connected_by(1) && trunk.alone(0));
+        assert_eq!(
+            handle(&trunk, 1, &info(1, 0, &["o1", "e2"])),
+            Standing::Behind
+        );
+        assert_eq!(*trunk.connected.borrow(), 1);
+        // What it might send is not awaited.
+        trunk.handle_want(
+            &Want {
+                tracks: vec![TrackId::OPUS],
+                adaptive: false,
+            },
+            &Want {
+                tracks: vec![TrackId::OPUS],
+                adaptive: false,
+            },
+        );
+        for sequence in [0, 5] {
+            assert!(trunk.handle_unit(0, unit(2, sequence)).is_ok());
+        }
+        assert_eq!(trunk.poll_timeout(), None);
+        // Nor is it what the stream is said to be when the other is lost.
+        trunk.handle_down(0, Some(UpstreamState::Lost));
+        assert_eq!(described(&mut told).await.0, 2);
+        assert_eq!(trunk.told(), Some(UpstreamState::Lost));
+        assert_eq!(
+            handle(&trunk, 1, &info(2, 0, &["o2", "e2"])),
+            Standing::Counts
+        );
+        assert_eq!(trunk.told(), Some(UpstreamState::Connected));
+    }
+
+    #[actix::test]
+    async fn two_upstreams_never_come_through_one_edge() {
+        let (trunk, _told) = trunk();
+        assert_eq!(
+            handle(&trunk, 0, &info(1, 0, &["o1", "e1"])),
+            Standing::Counts
+        );
+        assert_eq!(
+            handle(&trunk, 1, &info(1, 0, &["o1", "e2"])),
+            Standing::Counts
+        );
+        // e1 was lost by its upstream, and is fed by e2 now.
+        assert_eq!(
+            handle(&trunk, 0, &info(1, 0, &["o1", "e2", "e1"])),
+            Standing::Shares
+        );
+        assert!(!trunk.connected_by(0));
+        // Only one of them leaves.
+        assert_eq!(
+            handle(&trunk, 1, &info(1, 0, &["o1", "e2"])),
+            Standing::Counts
+        );
+        assert_eq!(trunk.others(0), ["e2".parse().unwrap()]);
+        assert_eq!(
+            handle(&trunk, 0, &info(1, 0, &["o1"])),
+            Standing::Counts,
+            "by the origin"
+        );
+    }
+
+    #[actix::test]
+    async fn the_newest_description_is_told_whichever_upstream_knows_it() {
+        let (trunk, mut told) = trunk();
+        handle(&trunk, 0, &info(1, 0, &["o1", "e1"]));
+        handle(&trunk, 1, &info(1, 3, &["o1", "e2"]));
+        assert_eq!(described(&mut told).await, (1, 3));
+        handle(&trunk, 0, &info(1, 2, &["o1", "e1"]));
+        assert_eq!(described(&mut told).await, (1, 3));
+        trunk.handle_down(1, None);
+        assert_eq!(described(&mut told).await, (1, 3));
+        handle(&trunk, 0, &info(1, 4, &["o1", "e1"]));
+        assert_eq!(described(&mut told).await, (1, 4));
+    }
+
+    #[actix::test]
+    async fn children_begin_anew_when_epochs_do() {
+        let (trunk, _told) = trunk();
+        handle(&trunk, 0, &info(9, 0, &["o1"]));
+        let relay = trunk.relay.as_ref().unwrap();
+        let mut child = relay.attach(&[], Want::default()).expect("described");
+        trunk.reset();
+        let mut last = None;
+        while let Some(item) = child.items.recv().await {
+            last = Some(item);
+        }
+        assert!(
+            matches!(last, Some(Item::End(EndReason::Moved))),
+            "{last:?}"
+        );
+        handle(&trunk, 0, &info(1, 0, &["o1"]));
+        let again = relay.attach(&[], Want::default()).expect("described");
+        assert_eq!(again.attachment.info.epoch, Epoch(1));
+    }
 }

@@ -1,7 +1,7 @@
 //! A fleet on paper: thousands of edges, a flash crowd of millions of viewers, and nodes that die, under virtual time.
 //!
 //! Who feeds whom is decided by the code that nodes run ([`crate::tree`]): every edge has its [`Children`](crate::tree::Children) per stream and asks
-//! as its [`Search`](crate::tree::Search) says. Messages take the time that they take between the two nodes; media itself is not simulated, and
+//! as its [`Search`](crate::tree::Search) says; which edge a viewer gets, by [`crate::placement`]. Messages take the time that they take between the two nodes; media itself is not simulated, and
 //! viewers are counted, not played. `headwater lab --fleet` prints the table, and `make lab` writes it to `tests/fleet.md`.
 
 mod events;
@@ -52,7 +52,7 @@ impl Fleet {
         viewers_per_edge: 1500,
         origins: 10,
         streams: 200,
-        placement: Placement::Sticky,
+        placement: Placement::Edges,
         viewers: 2_000_000,
         crowd: Duration::from_secs(60),
         length: Duration::from_secs(300),
@@ -63,7 +63,7 @@ impl Fleet {
     };
 }
 
-/// The large fleet: as it is by default, with viewers that come to any edge, with lower fan-outs, and without a tree, each edge
+/// The large fleet: as it is by default, with viewers that stay at any edge they come to, with lower fan-outs, and without a tree, each edge
 /// fed by its origin.
 pub fn run_all(seed: u64) -> Report {
     let any = Fleet {
@@ -76,7 +76,7 @@ pub fn run_all(seed: u64) -> Report {
         ..any
     };
     let cases = [
-        ("sticky, 32 and 16", Fleet::LARGE),
+        ("placed by edges, 32 and 16", Fleet::LARGE),
         ("any edge, 32 and 16", any),
         ("any edge, 8 and 8", fanouts(8, 8)),
         ("any edge, no tree", fanouts(usize::MAX, 0)),
@@ -115,6 +115,21 @@ mod tests {
             assert!(outcome.depth_max <= 5, "seed {seed}: {outcome:?}");
             assert!(outcome.reparented > 0, "seed {seed}");
             assert!(outcome.fanout_edge_max <= 3, "seed {seed}: {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn edges_send_viewers_to_each_other_until_all_have_room() {
+        let full = Fleet {
+            viewers: 5000,
+            placement: Placement::Edges,
+            failing_percent_per_minute: 0.0,
+            ..small()
+        };
+        for seed in 0..5 {
+            let outcome = World::new(full, seed).run();
+            assert_eq!(outcome.refused_viewers, 0, "seed {seed}");
+            assert_eq!(outcome.unfed_at_end, 0, "seed {seed}");
         }
     }
 

@@ -2,7 +2,10 @@
 //!
 //! [`Children::judge`] each that comes, [`Children::join`] those that are taken, and tell it what they say of themselves. Who is sent
 //! on is sent to the children that take more themselves, least loaded first; when none does, to the one with the smallest tree below it,
-//! which sends it on in turn. So a level fills before the next begins, and the tree stays as flat as the fan-out allows.
+//! which sends it on in turn. So a level fills before the next begins, and the tree stays as flat as the fan-out allows. Who was taken past the fan-out
+//! goes down a level once somebody there has room ([`Children::shed`]).
+
+use std::cmp::Reverse;
 
 use super::{ALTERNATIVES_MAX, Alternative, Path, Room};
 use crate::id::NodeId;
@@ -22,6 +25,15 @@ pub struct Config {
     pub depth_max: usize,
     /// It also takes those who find no place below it. True at an origin: the stream is to be had nowhere else.
     pub overflows: bool,
+}
+
+/// Whether a node can feed anybody more at all, whichever stream it is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capacity {
+    /// It can.
+    Free,
+    /// It feeds as many as it may over all streams.
+    Exhausted,
 }
 
 /// A subscriber that asks for a stream.
@@ -81,6 +93,8 @@ struct Child {
     grpc_url: String,
     /// As it said last, less those that were sent to it since.
     room: Room,
+    /// Whom it doesn't want to be fed by.
+    avoid: Vec<NodeId>,
 }
 
 /// Those whom a node feeds with one stream.
@@ -119,7 +133,7 @@ impl Children {
     }
 
     /// What is to become of a subscriber. Whoever is sent on counts as gone there, until the child says what it has.
-    pub fn judge(&mut self, joining: &Joining) -> Verdict {
+    pub fn judge(&mut self, joining: &Joining, capacity: Capacity) -> Verdict {
         let Some(path) = &self.path else {
             return Verdict::Refuse(Refusal::Orphaned);
         };
@@ -138,19 +152,20 @@ impl Children {
             let node = child.node.as_ref();
             node.is_none() || node != joining.node.as_ref()
         });
+        let free = capacity == Capacity::Free;
         let room = others.count() < self.config.fanout && self.load_percent < LOAD_PERCENT_MAX;
-        if room && !avoided {
+        if free && room && !avoided {
             return Verdict::Take;
         }
         if joining.redirects_left > 0 {
-            let alternatives = self.alternatives(joining, depth);
+            let alternatives = send_to(self.fitting(joining, depth), depth);
             if !alternatives.is_empty() {
                 return Verdict::Redirect(alternatives);
             }
         }
         if avoided {
             Verdict::Refuse(Refusal::Avoided)
-        } else if self.config.overflows {
+        } else if free && self.config.overflows {
             Verdict::Take
         } else {
             Verdict::Refuse(Refusal::Full)
@@ -166,8 +181,46 @@ impl Children {
             node: joining.node.clone(),
             grpc_url: joining.grpc_url.clone(),
             room: joining.room,
+            avoid: joining.avoid.clone(),
         });
         id
+    }
+
+    /// Where a child is to go that is one too many: it was taken past the fan-out while nobody could pass the stream on, and now somebody
+    /// can. Those with the most below them stay, and of equals those that came first. Like whoever is sent on, it counts as gone there.
+    /// None: it stays.
+    pub fn shed(&mut self, id: ChildId) -> Option<Vec<Alternative>> {
+        let depth = self.path.as_ref()?.depth();
+        // A call that its node has replaced ends by itself.
+        let replaced = |child: &Child| {
+            let mut others = self.children.iter();
+            others.any(|other| {
+                child.node.is_some() && other.node == child.node && other.id.0 > child.id.0
+            })
+        };
+        let rank = |child: &Child| (Reverse(child.room.descendants), child.id.0);
+        let (mut standing, mut before) = (0, 0);
+        let child = self.children.iter().find(|child| child.id == id)?;
+        if replaced(child) {
+            return None;
+        }
+        for other in self.children.iter().filter(|other| !replaced(other)) {
+            standing += 1;
+            before += usize::from(rank(other) < rank(child));
+        }
+        if standing <= self.config.fanout || before < self.config.fanout {
+            return None;
+        }
+        let joining = Joining {
+            node: child.node.clone(),
+            grpc_url: child.grpc_url.clone(),
+            room: child.room,
+            redirects_left: 1,
+            avoid: child.avoid.clone(),
+        };
+        let fitting = self.fitting(&joining, depth);
+        let open = fitting.first().is_some_and(|best| best.room.free > 0);
+        open.then(|| send_to(fitting, depth))
     }
 
     /// A child says what it can take.
@@ -216,7 +269,8 @@ impl Children {
         }
     }
 
-    fn alternatives(&mut self, joining: &Joining, depth: usize) -> Vec<Alternative> {
+    /// The children that a subscriber can be sent to, best first.
+    fn fitting(&mut self, joining: &Joining, depth: usize) -> Vec<&mut Child> {
         let fits = |child: &Child| {
             let Some(node) = &child.node else {
                 return false;
@@ -241,20 +295,25 @@ impl Children {
             let full = room.free == 0;
             (full, load, room.descendants, child.id.0)
         });
-        if let Some(best) = fitting.first_mut() {
-            best.room.free = best.room.free.saturating_sub(1);
-            best.room.descendants = best.room.descendants.saturating_add(1);
-        }
-        let alternatives = fitting.into_iter().take(ALTERNATIVES_MAX);
-        let alternative = |child: &mut Child| {
-            Some(Alternative {
-                grpc_url: child.grpc_url.clone(),
-                node: child.node.clone()?,
-                depth: depth + 1,
-            })
-        };
-        alternatives.filter_map(alternative).collect()
+        fitting
     }
+}
+
+/// Sends a subscriber to these, and counts it as gone to the first.
+fn send_to(mut fitting: Vec<&mut Child>, depth: usize) -> Vec<Alternative> {
+    if let Some(best) = fitting.first_mut() {
+        best.room.free = best.room.free.saturating_sub(1);
+        best.room.descendants = best.room.descendants.saturating_add(1);
+    }
+    let alternatives = fitting.into_iter().take(ALTERNATIVES_MAX);
+    let alternative = |child: &mut Child| {
+        Some(Alternative {
+            grpc_url: child.grpc_url.clone(),
+            node: child.node.clone()?,
+            depth: depth + 1,
+        })
+    };
+    alternatives.filter_map(alternative).collect()
 }
 
 /// Levels below a node (count).
@@ -299,12 +358,12 @@ mod tests {
     }
 
     fn take(children: &mut Children, joining: &Joining) -> ChildId {
-        assert_eq!(children.judge(joining), Verdict::Take);
+        assert_eq!(children.judge(joining, Capacity::Free), Verdict::Take);
         children.join(joining)
     }
 
     fn redirected(children: &mut Children, joining: &Joining) -> Vec<String> {
-        match children.judge(joining) {
+        match children.judge(joining, Capacity::Free) {
             Verdict::Redirect(alternatives) => {
                 let ids = alternatives.iter().map(|a| a.node.to_string());
                 ids.collect()
@@ -351,7 +410,7 @@ mod tests {
                 Verdict::Refuse(Refusal::Full)
             };
             assert_eq!(
-                node.judge(&joining("new", 4)),
+                node.judge(&joining("new", 4), Capacity::Free),
                 expected,
                 "nobody passes it on"
             );
@@ -361,7 +420,11 @@ mod tests {
             take(&mut node, &joining("child", 4));
             let mut last = joining("new", 4);
             last.redirects_left = 0;
-            assert_eq!(node.judge(&last), expected, "it follows no redirection");
+            assert_eq!(
+                node.judge(&last, Capacity::Free),
+                expected,
+                "it follows no redirection"
+            );
         }
     }
 
@@ -372,14 +435,14 @@ mod tests {
         edge.handle_path(path(&["o1", "e1", "e2"]));
         for ancestor in ["e1", "e2", "e3"] {
             assert_eq!(
-                edge.judge(&joining(ancestor, 4)),
+                edge.judge(&joining(ancestor, 4), Capacity::Free),
                 Verdict::Refuse(Refusal::Cycle)
             );
         }
-        assert_eq!(edge.judge(&joining("e4", 4)), Verdict::Take);
+        assert_eq!(edge.judge(&joining("e4", 4), Capacity::Free), Verdict::Take);
         edge.handle_path(path(&["o1", "e1", "e2", "e5"]));
         assert_eq!(
-            edge.judge(&joining("e4", 4)),
+            edge.judge(&joining("e4", 4), Capacity::Free),
             Verdict::Refuse(Refusal::TooDeep)
         );
         assert_eq!(edge.room().free, 0, "and says so");
@@ -387,13 +450,13 @@ mod tests {
         let mut tree = joining("e4", 4);
         tree.room.height = 1;
         assert_eq!(
-            edge.judge(&tree),
+            edge.judge(&tree, Capacity::Free),
             Verdict::Refuse(Refusal::TooDeep),
             "those below it would be"
         );
         edge.handle_path(None);
         assert_eq!(
-            edge.judge(&joining("e4", 4)),
+            edge.judge(&joining("e4", 4), Capacity::Free),
             Verdict::Refuse(Refusal::Orphaned)
         );
     }
@@ -414,7 +477,7 @@ mod tests {
             },
         );
         assert_eq!(
-            edge.judge(&joining("new", 1)),
+            edge.judge(&joining("new", 1), Capacity::Free),
             Verdict::Refuse(Refusal::Full)
         );
     }
@@ -426,7 +489,7 @@ mod tests {
         take(&mut origin, &second);
         second.avoid = vec![id("o1")];
         assert_eq!(
-            origin.judge(&second),
+            origin.judge(&second, Capacity::Free),
             Verdict::Refuse(Refusal::Avoided),
             "itself is no alternative"
         );
@@ -467,5 +530,67 @@ mod tests {
             (0, 5),
             "one was just sent there"
         );
+    }
+
+    #[test]
+    fn whoever_came_past_the_fan_out_goes_to_a_child_once_that_has_room() {
+        let mut origin = origin(1);
+        let first = take(&mut origin, &joining("e1", 0));
+        let mut second = joining("e2", 2);
+        second.redirects_left = 0;
+        let second = take(&mut origin, &second);
+        assert_eq!(origin.shed(second), None, "nobody passes the stream on yet");
+        let room = |free, descendants| Room {
+            free,
+            descendants,
+            ..Room::default()
+        };
+        origin.handle_room(first, room(1, 0));
+        assert_eq!(origin.shed(first), None, "it came first");
+        let to = origin.shed(second).expect("there is room for it");
+        assert_eq!(to[0].node, id("e1"));
+        assert_eq!(origin.shed(second), None, "that was the one place");
+
+        // Who has nodes below it stays, and the other one goes.
+        origin.handle_room(second, room(1, 2));
+        let to = origin.shed(first).expect("it has the smaller tree");
+        assert_eq!(to[0].node, id("e2"));
+        origin.leave(first);
+        origin.handle_room(second, room(1, 2));
+        assert_eq!(origin.shed(second), None, "it is none too many");
+    }
+
+    #[test]
+    fn nobody_is_shed_to_whom_it_avoids_nor_too_deep_nor_for_a_call_that_was_replaced() {
+        let mut origin = origin(1);
+        let mut leaf = joining("e2", 0);
+        leaf.redirects_left = 0;
+        leaf.avoid = vec![id("e1")];
+        let old = take(&mut origin, &joining("e1", 4));
+        let leaf = take(&mut origin, &leaf);
+        assert_eq!(origin.shed(leaf), None, "e1 is its other way");
+        let mut tall = joining("e3", 0);
+        tall.redirects_left = 0;
+        tall.room.height = 3;
+        let tall = take(&mut origin, &tall);
+        assert_eq!(origin.shed(tall), None, "those below it would be too deep");
+        origin.leave(leaf);
+        origin.leave(tall);
+        let mut again = joining("e1", 4);
+        again.redirects_left = 0;
+        let again = take(&mut origin, &again);
+        assert_eq!((origin.shed(old), origin.shed(again)), (None, None));
+    }
+
+    #[test]
+    fn a_node_that_may_feed_nobody_more_still_sends_on() {
+        let mut origin = origin(4);
+        take(&mut origin, &joining("e1", 2));
+        let verdict = origin.judge(&joining("e2", 2), Capacity::Exhausted);
+        assert!(matches!(verdict, Verdict::Redirect(_)), "{verdict:?}");
+        let mut last = joining("e2", 2);
+        last.redirects_left = 0;
+        let verdict = origin.judge(&last, Capacity::Exhausted);
+        assert_eq!(verdict, Verdict::Refuse(Refusal::Full));
     }
 }

@@ -1,9 +1,11 @@
 //! One subscriber of one stream: a task around [`Sender`].
 //!
 //! A session reads its stream's items always, so its queue there stays short; what the subscriber can't take yet waits in the
-//! core, within its window. It ends with its call, its stream, or a peer that breaks the protocol.
+//! core, within its window. It ends with its call, its stream, or a peer that breaks the protocol, or when the subscriber is one too many and
+//! others have room for it.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use headwater_media::id::NodeId;
 use headwater_media::replication::sender::{GapReason, Output, Sender};
@@ -12,7 +14,7 @@ use headwater_proto::convert;
 use headwater_proto::replication as wire;
 use headwater_proto::replication::{to_edge, to_origin};
 use metrics::{counter, gauge};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 use tracing::debug;
 
@@ -22,19 +24,18 @@ use crate::clock::Clock;
 /// Pongs that may wait (count). A subscriber pings twice a second; one that floods loses the oldest.
 const PONGS_MAX: usize = 8;
 
+/// A subscriber stays for so long at least, so that none goes to and fro while the tree is still coming about.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
+
 /// Keeps the gauge of subscribers right, however a session ends.
 pub(super) struct Counted {
     gauge: &'static str,
-    _permit: OwnedSemaphorePermit,
 }
 
 impl Counted {
-    pub(super) fn new(gauge: &'static str, permit: OwnedSemaphorePermit) -> Self {
+    pub(super) fn new(gauge: &'static str) -> Self {
         gauge!(gauge).increment(1.0);
-        Self {
-            gauge,
-            _permit: permit,
-        }
+        Self { gauge }
     }
 }
 
@@ -70,7 +71,9 @@ pub(super) struct Session {
     inbound: Streaming<wire::ToOrigin>,
     outbound: mpsc::Sender<Result<wire::ToEdge, Status>>,
     pongs: VecDeque<(wire::Ping, WallTime)>,
-    end: Option<EndReason>,
+    /// The last message, once all that waits is sent.
+    end: Option<to_edge::Message>,
+    since: Instant,
     skips: u64,
     skipped: u64,
     _counted: Counted,
@@ -78,6 +81,7 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(parts: Parts) -> Self {
+        let since = parts.clock.now();
         Self {
             core: parts.core,
             clock: parts.clock,
@@ -90,6 +94,7 @@ impl Session {
             outbound: parts.outbound,
             pongs: VecDeque::new(),
             end: None,
+            since,
             skips: 0,
             skipped: 0,
             _counted: parts.counted,
@@ -107,7 +112,7 @@ impl Session {
                 item = self.items.recv(), if self.end.is_none() => match item {
                     Some(item) => self.handle_item(item),
                     // The stream is gone without a word: whoever has it now is found in the directory.
-                    None => self.end = Some(EndReason::Moved),
+                    None => self.end = Some(ended(EndReason::Moved)),
                 },
                 message = self.inbound.message() => match message {
                     Ok(Some(message)) => {
@@ -133,7 +138,7 @@ impl Session {
             Item::Info(info) => self.core.handle_info(info),
             Item::Unit(unit) => self.core.handle_unit(now, unit),
             Item::Backlog(units) => self.core.handle_backlog(now, units),
-            Item::End(reason) => self.end = Some(reason),
+            Item::End(reason) => self.end = Some(ended(reason)),
         }
         let (skips, skipped) = (self.core.overflows(), self.core.skipped_units());
         counter!(self.metrics.skips).increment(skips - self.skips);
@@ -149,6 +154,7 @@ impl Session {
                 .map_err(|error| Status::invalid_argument(error.to_string())),
             Some(to_origin::Message::Ping(ping)) => {
                 self.handle_ping(&ping, self.clock.wall());
+                self.shed();
                 Ok(())
             }
             Some(to_origin::Message::Want(want)) => {
@@ -178,6 +184,20 @@ impl Session {
         self.pongs.push_back((*ping, arrived));
     }
 
+    /// Sends the subscriber on, if it is one too many and others have room for it by now.
+    fn shed(&mut self) {
+        let stayed = self.clock.now().saturating_duration_since(self.since);
+        if self.end.is_some() || stayed < SETTLED_AFTER {
+            return;
+        }
+        if let Some(alternatives) = self.place.shed() {
+            debug!(to = ?alternatives.first(), "a subscriber too many is sent on");
+            counter!(self.metrics.redirects).increment(1);
+            let redirect = convert::alternatives_to_wire(&alternatives);
+            self.end = Some(to_edge::Message::Redirect(redirect));
+        }
+    }
+
     /// Sends what may be sent; false when the call is over.
     fn pump(&mut self) -> bool {
         loop {
@@ -190,7 +210,10 @@ impl Session {
             let Some(message) = self.next_message() else {
                 return true;
             };
-            let last = matches!(message, to_edge::Message::End(_));
+            let last = matches!(
+                message,
+                to_edge::Message::End(_) | to_edge::Message::Redirect(_)
+            );
             permit.send(Ok(wire::ToEdge {
                 message: Some(message),
             }));
@@ -240,15 +263,17 @@ impl Session {
                 }
                 .into(),
             })),
-            None => {
-                let reason = match self.end? {
-                    EndReason::Ended => wire::EndReason::Ended,
-                    EndReason::Moved => wire::EndReason::Moved,
-                };
-                Some(to_edge::Message::End(wire::End {
-                    reason: reason.into(),
-                }))
-            }
+            None => self.end.take(),
         }
     }
+}
+
+fn ended(reason: EndReason) -> to_edge::Message {
+    let reason = match reason {
+        EndReason::Ended => wire::EndReason::Ended,
+        EndReason::Moved => wire::EndReason::Moved,
+    };
+    to_edge::Message::End(wire::End {
+        reason: reason.into(),
+    })
 }

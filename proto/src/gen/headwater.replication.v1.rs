@@ -91,7 +91,8 @@ pub struct Room {
     #[prost(uint32, tag = "4")]
     pub height: u32,
 }
-/// The upstream feeds as many as it takes: ask these, best first. Comes instead of anything else; the call ends.
+/// The upstream feeds as many as it takes: ask these, best first. Comes instead of anything else, or later to one that was taken
+/// past that number while nobody else could feed it; the call ends.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Redirect {
     /// At most 16.

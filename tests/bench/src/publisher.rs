@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -30,6 +30,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Pictures that are remembered (count): half a minute of them.
 const SENT_MAX: usize = 1024;
+
+/// Stamps that are remembered (count): two hours of 30 pictures a second.
+const STAMPS_MAX: usize = 216_000;
 
 /// Where to publish.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +84,7 @@ pub struct Publisher {
     stop: Arc<AtomicBool>,
     sent: Arc<Mutex<VecDeque<Sent>>>,
     sender: Option<JoinHandle<()>>,
+    stamps: Stamps,
 }
 
 /// A picture that was sent.
@@ -91,6 +95,9 @@ pub struct Sent {
     /// The wall clock when it was handed to the socket (since the Unix epoch).
     pub at: Duration,
 }
+
+/// What was written into pictures that were sent (µs of Unix time), oldest first.
+type Stamps = Arc<Mutex<VecDeque<u64>>>;
 
 impl Publisher {
     /// Publishes `app`/`key` at the RTMP port of this machine, over and over.
@@ -117,7 +124,8 @@ impl Publisher {
     /// If nobody listens there, or the server refuses.
     pub fn publish(target: &Target, programme: Programme, options: Options) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut link = Link::open(target)?;
+        let stamps = Stamps::default();
+        let mut link = Link::open(target, Arc::clone(&stamps))?;
         let sent = Arc::new(Mutex::new(VecDeque::new()));
         let sender = {
             let (stop, sent) = (Arc::clone(&stop), Arc::clone(&sent));
@@ -129,6 +137,7 @@ impl Publisher {
             stop,
             sent,
             sender: Some(sender),
+            stamps,
         })
     }
 
@@ -139,6 +148,12 @@ impl Publisher {
     pub fn sent(&self) -> Vec<Sent> {
         let sent = self.sent.lock().expect("the publisher's thread lives");
         sent.iter().copied().collect()
+    }
+
+    /// What stands in the pictures that it sent (µs of Unix time): the newest 216,000, oldest first.
+    pub fn stamps(&self) -> Vec<u64> {
+        let stamps = self.stamps.lock().unwrap_or_else(PoisonError::into_inner);
+        stamps.iter().copied().collect()
     }
 
     /// Whether it still publishes.
@@ -163,10 +178,11 @@ struct Link {
     session: ClientSession,
     accepted: bool,
     publishing: bool,
+    stamps: Stamps,
 }
 
 impl Link {
-    fn open(target: &Target) -> Result<Self> {
+    fn open(target: &Target, stamps: Stamps) -> Result<Self> {
         let mut stream = TcpStream::connect(&target.host).context("no RTMP server listens")?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
@@ -203,6 +219,7 @@ impl Link {
             session,
             accepted: false,
             publishing: false,
+            stamps,
         };
         link.perform(results)?;
         link.input(&rest)?;
@@ -298,8 +315,8 @@ impl Link {
 
     fn send(&mut self, message: &Message, millis: u32, stamp: bool) -> Option<()> {
         let time = RtmpTimestamp::new(millis);
-        let nal =
-            stamp.then(|| stamp::write(u64::try_from(wall().as_micros()).unwrap_or(u64::MAX)));
+        let written = stamp.then(|| u64::try_from(wall().as_micros()).unwrap_or(u64::MAX));
+        let nal = written.map(stamp::write);
         let body = message.write(nal.as_deref());
         let result = if message.kind == TagKind::Video {
             self.session.publish_video_data(body, time, false)
@@ -310,6 +327,13 @@ impl Link {
             return None;
         };
         self.stream.write_all(&packet.bytes).ok()?;
+        if let Some(written) = written.filter(|_| message.is_picture()) {
+            let mut stamps = self.stamps.lock().unwrap_or_else(PoisonError::into_inner);
+            if stamps.len() == STAMPS_MAX {
+                stamps.pop_front();
+            }
+            stamps.push_back(written);
+        }
         // Acknowledgements and pings that nobody reads would fill the socket in the end.
         self.drain()
     }

@@ -4,9 +4,8 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 
 use serde_json::Value;
-use tempfile::TempDir;
 
-use super::{Process, Wire, eventually, free_ports, get, seconds};
+use super::{Etcd, Process, Wire, eventually, free_ports, get, seconds};
 
 /// How nodes find each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) public_ip: Option<Ipv4Addr>,
     /// Players can be sent to this edge by a URL of its own.
     pub(crate) public_url: bool,
+    /// Other nodes reach its gRPC by a way that can be cut ([`Node::link`]).
+    pub(crate) linked: bool,
 }
 
 impl Options {
@@ -56,18 +57,22 @@ pub(crate) struct Node {
     pub(crate) grpc: u16,
     /// UDP and TCP.
     pub(crate) media: u16,
+    /// The way by which other nodes reach it, if that can be cut.
+    pub(crate) link: Option<Wire>,
 }
 
 impl Node {
     fn start(role: Role, id: &str, directory: &[String], options: &Options) -> Self {
         let [rtmp, http, admin, grpc, media] = [(); 5].map(|()| free_ports(1));
+        let link = options.linked.then(|| Wire::to(grpc));
+        let advertised = link.as_ref().map_or(grpc, Wire::port);
         let local = |port: u16| format!("127.0.0.1:{port}");
         let mut command: Vec<String> = Vec::new();
         let mut flag = |name: &str, value: String| command.extend([name.to_owned(), value]);
         if role != Role::Standalone {
             flag("--id", id.to_owned());
             flag("--grpc", local(grpc));
-            flag("--advertise", format!("http://127.0.0.1:{grpc}"));
+            flag("--advertise", format!("http://127.0.0.1:{advertised}"));
         }
         flag("--admin", local(admin));
         if role != Role::Edge {
@@ -104,9 +109,16 @@ impl Node {
             admin,
             grpc,
             media,
+            link,
         };
         node.await_ready();
         node
+    }
+
+    /// Where other nodes reach it.
+    fn grpc_url(&self) -> String {
+        let port = self.link.as_ref().map_or(self.grpc, Wire::port);
+        format!("http://127.0.0.1:{port}")
     }
 
     /// Ends it as a crash would.
@@ -159,12 +171,8 @@ fn run(name: &str, arguments: &[String], env: &[(String, String)]) -> Process {
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Node>,
     etcd: Option<Etcd>,
-}
-
-struct Etcd {
-    process: Process,
-    command: Vec<String>,
-    _data: TempDir,
+    /// The ways of each node of [`Self::scattered`] to the members of etcd.
+    directory_links: Vec<Vec<Wire>>,
 }
 
 impl Cluster {
@@ -174,6 +182,7 @@ impl Cluster {
         Self {
             nodes: vec![node],
             etcd: None,
+            directory_links: Vec::new(),
         }
     }
 
@@ -182,12 +191,13 @@ impl Cluster {
         let mut cluster = Self {
             nodes: Vec::new(),
             etcd: None,
+            directory_links: Vec::new(),
         };
         match directory {
             Directory::Etcd => {
-                let (etcd, url) = start_etcd();
+                let etcd = Etcd::start(1);
+                let flags = ["--etcd".to_owned(), etcd.url(0)];
                 cluster.etcd = Some(etcd);
-                let flags = ["--etcd".to_owned(), url];
                 for (role, id) in [(Role::Origin, "o1"), (Role::Edge, "e1")] {
                     cluster.nodes.push(Node::start(role, id, &flags, options));
                 }
@@ -206,9 +216,9 @@ impl Cluster {
 
     /// Two origins and an edge. The first origin reaches etcd by a way that can be cut.
     pub(crate) fn two_origins(options: &Options) -> (Self, Wire) {
-        let (etcd, url) = start_etcd();
-        let port = url.rsplit(':').next().and_then(|port| port.parse().ok());
-        let wire = Wire::to(port.expect("a URL with a port"));
+        let etcd = Etcd::start(1);
+        let url = etcd.url(0);
+        let wire = Wire::to(etcd.port(0));
         let cut = format!("http://127.0.0.1:{}", wire.port());
         let nodes = [
             (Role::Origin, "o1", &cut),
@@ -222,14 +232,15 @@ impl Cluster {
         let cluster = Self {
             nodes: nodes.into(),
             etcd: Some(etcd),
+            directory_links: Vec::new(),
         };
         (cluster, wire)
     }
 
     /// Origins `o1`, … and edges `e1`, …, which find each other by etcd.
     pub(crate) fn fleet(origins: usize, edges: usize, options: &Options) -> Self {
-        let (etcd, url) = start_etcd();
-        let flags = ["--etcd".to_owned(), url];
+        let etcd = Etcd::start(1);
+        let flags = ["--etcd".to_owned(), etcd.url(0)];
         let start = |role, name: &str, count: usize| {
             let ids = (1..=count).map(move |n| format!("{name}{n}"));
             let node = |id: String| Node::start(role, &id, &flags, options);
@@ -240,7 +251,51 @@ impl Cluster {
         Self {
             nodes,
             etcd: Some(etcd),
+            directory_links: Vec::new(),
         }
+    }
+
+    /// As [`Self::fleet`], with an etcd of three members, and every way from node to node and from node to etcd can be cut.
+    pub(crate) fn scattered(nodes: &[(Role, Options)]) -> Self {
+        let etcd = Etcd::start(3);
+        let (mut origins, mut edges) = (0, 0);
+        let mut directory_links = Vec::new();
+        let start = |(role, options): &(Role, Options)| {
+            let id = if *role == Role::Origin {
+                origins += 1;
+                format!("o{origins}")
+            } else {
+                edges += 1;
+                format!("e{edges}")
+            };
+            let links: Vec<Wire> = (0..etcd.members())
+                .map(|n| Wire::to(etcd.port(n)))
+                .collect();
+            let flag = |link: &Wire| {
+                [
+                    "--etcd".to_owned(),
+                    format!("http://127.0.0.1:{}", link.port()),
+                ]
+            };
+            let flags: Vec<String> = links.iter().flat_map(flag).collect();
+            directory_links.push(links);
+            let options = Options {
+                linked: true,
+                ..options.clone()
+            };
+            Node::start(*role, &id, &flags, &options)
+        };
+        let nodes = nodes.iter().map(start).collect();
+        Self {
+            nodes,
+            etcd: Some(etcd),
+            directory_links,
+        }
+    }
+
+    /// The ways of a node to etcd.
+    pub(crate) fn directory_links(&self, node: usize) -> &[Wire] {
+        &self.directory_links[node]
     }
 
     /// All that serve viewers.
@@ -252,14 +307,18 @@ impl Cluster {
     /// An origin, and edges that are told of it: first in `nodes`, then those, in order.
     pub(crate) fn tree(origin: &Options, edges: &[Options]) -> Self {
         let origin = Node::start(Role::Origin, "o1", &[], origin);
-        let url = format!("http://127.0.0.1:{}", origin.grpc);
+        let url = origin.grpc_url();
         let flags = ["--origin".to_owned(), url];
         let mut nodes = vec![origin];
         for (index, options) in edges.iter().enumerate() {
             let id = format!("e{}", index + 1);
             nodes.push(Node::start(Role::Edge, &id, &flags, options));
         }
-        Self { nodes, etcd: None }
+        Self {
+            nodes,
+            etcd: None,
+            directory_links: Vec::new(),
+        }
     }
 
     /// The node that takes publishers.
@@ -290,49 +349,18 @@ impl Cluster {
         format!("http://127.0.0.1:{}/whep/{name}", self.edge().http)
     }
 
-    /// The directory as a process, to be killed.
+    /// The directory's members.
+    pub(crate) fn members(&mut self) -> &mut Etcd {
+        self.etcd.as_mut().expect("a cluster with etcd")
+    }
+
+    /// The first member of the directory as a process, to be killed.
     pub(crate) fn etcd(&mut self) -> &mut Process {
-        &mut self.etcd.as_mut().expect("a cluster with etcd").process
+        self.members().member(0)
     }
 
-    /// Starts the directory again, with its data.
+    /// Starts that member again, with its data.
     pub(crate) fn restart_etcd(&mut self) {
-        let etcd = self.etcd.as_mut().expect("a cluster with etcd");
-        etcd.process = run_etcd(&etcd.command);
+        self.members().restart(0);
     }
-}
-
-fn start_etcd() -> (Etcd, String) {
-    let data = tempfile::tempdir().expect("a directory for etcd");
-    let [client, peer] = [(); 2].map(|()| free_ports(1));
-    let url = format!("http://127.0.0.1:{client}");
-    let peers = format!("http://127.0.0.1:{peer}");
-    let command = vec![
-        format!("--data-dir={}", data.path().display()),
-        format!("--listen-client-urls={url}"),
-        format!("--advertise-client-urls={url}"),
-        format!("--listen-peer-urls={peers}"),
-        format!("--initial-advertise-peer-urls={peers}"),
-        format!("--initial-cluster=default={peers}"),
-        "--log-level=warn".to_owned(),
-    ];
-    let process = run_etcd(&command);
-    eventually("etcd is healthy", seconds(15), || {
-        get(client, "/health").filter(|answer| answer.body.contains("true"))
-    });
-    let etcd = Etcd {
-        process,
-        command,
-        _data: data,
-    };
-    (etcd, url)
-}
-
-fn run_etcd(arguments: &[String]) -> Process {
-    let mut command = Command::new("etcd");
-    // etcd 3.4 refuses to run on some CPUs without it.
-    command
-        .args(arguments)
-        .env("ETCD_UNSUPPORTED_ARCH", "arm64");
-    Process::start("etcd", &mut command)
 }

@@ -1,11 +1,14 @@
 //! Starts, feeds, watches and ends clusters. Everything started here ends when its handle is dropped.
 
+mod checker;
 mod cluster;
+mod etcd;
 mod process;
 mod publisher;
 mod relay;
 mod stamped;
 mod viewer;
+mod watcher;
 mod wire;
 
 use std::time::Duration;
@@ -13,13 +16,16 @@ use std::time::Duration;
 pub(crate) use headwater_bench::http::{Answer, get, request};
 pub(crate) use headwater_bench::time::{now, pause};
 
-pub(crate) use cluster::{Cluster, Directory, Node, Options};
+pub(crate) use checker::{Published, Shown, judge};
+pub(crate) use cluster::{Cluster, Directory, Node, Options, Role};
+pub(crate) use etcd::Etcd;
 pub(crate) use headwater_bench::ports::free as free_ports;
 pub(crate) use process::Process;
 pub(crate) use publisher::{Picture, Publisher, Sound};
 pub(crate) use relay::Relay;
 pub(crate) use stamped::{COUNTED, Stamped};
 pub(crate) use viewer::{Viewer, number, probe};
+pub(crate) use watcher::{Watcher, micros};
 pub(crate) use wire::Wire;
 
 /// Asks until there is an answer.

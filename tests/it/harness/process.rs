@@ -55,6 +55,18 @@ impl Process {
             .clone()
     }
 
+    /// How many lines it printed.
+    pub(crate) fn printed(&self) -> usize {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.len()
+    }
+
+    /// What it printed from line `first` on.
+    pub(crate) fn lines_from(&self, first: usize) -> Vec<String> {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.get(first..).unwrap_or_default().to_vec()
+    }
+
     /// Whether it printed a line that contains `text`.
     pub(crate) fn said(&self, text: &str) -> bool {
         self.lines().iter().any(|line| line.contains(text))

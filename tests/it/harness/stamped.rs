@@ -6,6 +6,8 @@ use headwater_bench::publisher::{Options, Publisher, Sent, Target};
 
 use super::publisher::counter_clip;
 
+use super::Published;
+
 /// Three renditions that are quickly made.
 const LADDER: [Rung; 3] = [
     Rung {
@@ -54,6 +56,13 @@ impl Stamped {
     /// When it sent which picture.
     pub(crate) fn sent(&self) -> Vec<Sent> {
         self.publisher.sent()
+    }
+
+    /// All pictures so far.
+    pub(crate) fn published(&self) -> Published {
+        let stamps = self.publisher.stamps();
+        let begins = stamps.first().copied().into_iter().collect();
+        Published { stamps, begins }
     }
 
     /// The same with two tracks more, of 240 and 144 lines, by Enhanced RTMP.

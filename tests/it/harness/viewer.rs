@@ -42,11 +42,18 @@ impl Viewer {
 
     /// The newest line it printed.
     pub(crate) fn last(&self) -> Option<Value> {
-        self.process
-            .lines()
-            .iter()
-            .rev()
-            .find_map(|line| serde_json::from_str(line).ok())
+        let mut first = self.process.printed();
+        // The newest lines may be pictures, or half a second's log.
+        while first > 0 {
+            first = first.saturating_sub(200);
+            let lines = self.process.lines_from(first);
+            let mut values = lines.iter().rev().map(|line| serde_json::from_str(line));
+            let report = |value: &Value| value["kind"] != "picture";
+            if let Some(found) = values.find_map(|value| value.ok().filter(report)) {
+                return Some(found);
+            }
+        }
+        None
     }
 
     /// Decodable frames so far, of the present session.

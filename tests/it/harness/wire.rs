@@ -62,7 +62,12 @@ impl Wire {
         self.shared.cut.store(true, Ordering::Relaxed);
     }
 
-    /// New connections get through again.
+    /// What waits arrives after all, as TCP sees to it that connections outlive a network that was away for a moment.
+    pub(crate) fn mend(&self) {
+        self.shared.cut.store(false, Ordering::Relaxed);
+    }
+
+    /// New connections get through again, and those from before the cut are lost.
     pub(crate) fn heal(&self) {
         self.shared.healed.fetch_add(1, Ordering::Relaxed);
         self.shared.cut.store(false, Ordering::Relaxed);
@@ -78,21 +83,25 @@ impl Drop for Wire {
 fn carry(near: TcpStream, ports: &[u16], shared: &Arc<Shared>) {
     let healed = shared.healed.load(Ordering::Relaxed);
     if shared.cut.load(Ordering::Relaxed) {
-        // Nobody answers; it is closed when the way is free again.
-        let shared = Arc::clone(shared);
+        // Nobody answers while it is cut.
+        let (shared, ports) = (Arc::clone(shared), ports.to_vec());
         std::thread::spawn(move || {
-            while shared.goes_on(healed) {
-                pause(TURN);
+            shared.await_whole(healed);
+            if shared.goes_on(healed) {
+                join(&near, &ports, healed, &shared);
             }
-            drop(near);
         });
-        return;
+    } else {
+        join(&near, ports, healed, shared);
     }
+}
+
+fn join(near: &TcpStream, ports: &[u16], healed: u64, shared: &Arc<Shared>) {
     let connect = |port: &u16| TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).ok();
     let Some(far) = ports.iter().find_map(connect) else {
         return;
     };
-    for (from, to) in [(&near, &far), (&far, &near)] {
+    for (from, to) in [(near, &far), (&far, near)] {
         let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) else {
             return;
         };
@@ -102,6 +111,12 @@ fn carry(near: TcpStream, ports: &[u16], shared: &Arc<Shared>) {
 }
 
 impl Shared {
+    fn await_whole(&self, healed: u64) {
+        while self.cut.load(Ordering::Relaxed) && self.goes_on(healed) {
+            pause(TURN);
+        }
+    }
+
     fn goes_on(&self, healed: u64) -> bool {
         !self.stop.load(Ordering::Relaxed) && self.healed.load(Ordering::Relaxed) == healed
     }
@@ -112,16 +127,11 @@ fn copy(mut from: TcpStream, mut to: TcpStream, healed: u64, shared: &Shared) {
     let _ = from.set_nodelay(true);
     let _ = from.set_read_timeout(Some(TURN));
     while shared.goes_on(healed) {
-        if shared.cut.load(Ordering::Relaxed) {
-            pause(TURN);
-            continue;
-        }
         match from.read(&mut buffer) {
             Ok(0) => break,
-            // What was read as the cut came is lost with it.
-            Ok(_) if shared.cut.load(Ordering::Relaxed) => {}
             Ok(count) => {
-                if to.write_all(&buffer[..count]).is_err() {
+                shared.await_whole(healed);
+                if !shared.goes_on(healed) || to.write_all(&buffer[..count]).is_err() {
                     break;
                 }
             }

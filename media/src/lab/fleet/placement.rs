@@ -1,8 +1,10 @@
-//! Which edge a viewer gets: whoever hears of it first sends it on when another one is the better choice.
+//! Which edge a viewer gets: a load balancer gives it to any, and that one keeps it or sends it to another, by the decision that edges make
+//! ([`crate::placement`]) and what they told of themselves.
 
 use super::super::Rng;
+use crate::placement::{Candidate, choose};
 
-/// An edge as others know it.
+/// An edge as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Standing {
     /// It runs.
@@ -11,52 +13,117 @@ pub(super) struct Standing {
     pub(super) viewers: u32,
 }
 
+/// An edge as its record in the directory has it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Told {
+    pub(super) load: f64,
+    /// Those with the most viewers there, sorted by number.
+    pub(super) streams: Vec<u32>,
+}
+
 /// Who decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Placement {
-    /// A load balancer that knows nothing of streams: any edge that isn't full.
+    /// The load balancer alone: any edge that isn't full.
     Any,
-    /// The edges: of two random ones that have the stream the one with fewer viewers, unless it is busy; then of two random ones of all.
-    Sticky,
+    /// The edges, as they do.
+    Edges,
 }
 
-/// From this load on a viewer is sent to another edge, if that has less.
-const BUSY_PERCENT: u32 = 80;
+/// Streams that a record names (count): `NodeRecord::STREAMS_MAX`.
+const TOLD_STREAMS_MAX: usize = 32;
 
-/// Times that an edge is looked for (count).
-const TRIES: u32 = 4;
+/// A load that differs by less is no news: the edge's `announce`.
+const LOAD_STEP: f64 = 0.05;
 
-/// The edge for a viewer of a stream that the edges `having` have; none if all that were looked at are full.
+/// Times that a player tries (count). Who is refused is told when to come again.
+const TRIES: u32 = 8;
+
+impl Told {
+    /// What an edge would say now.
+    pub(super) fn of(standing: Standing, viewers: &[(u32, u32)], viewers_max: u32) -> Self {
+        let mut most = viewers.to_vec();
+        most.sort_unstable_by_key(|(stream, count)| (std::cmp::Reverse(*count), *stream));
+        most.truncate(TOLD_STREAMS_MAX);
+        let mut streams: Vec<u32> = most.into_iter().map(|(stream, _)| stream).collect();
+        streams.sort_unstable();
+        Self {
+            load: load(standing, viewers_max),
+            streams,
+        }
+    }
+
+    /// Worth writing, when `before` was written last.
+    pub(super) fn is_news(&self, before: &Self) -> bool {
+        (self.load - before.load).abs() >= LOAD_STEP || self.streams != before.streams
+    }
+
+    fn candidate(&self, stream: u32) -> Candidate {
+        Candidate {
+            load: self.load,
+            has_stream: self.streams.binary_search(&stream).is_ok(),
+        }
+    }
+}
+
+/// What is known of the edges.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View<'a> {
+    pub(super) edges: &'a [Standing],
+    /// None: it has no record.
+    pub(super) told: &'a [Option<Told>],
+    /// Which edges have the stream, by number.
+    pub(super) having: &'a [u32],
+    pub(super) viewers_max: u32,
+}
+
+/// The edge for a viewer of `stream`; none if it was refused each time.
 pub(super) fn place(
     placement: Placement,
     rng: &mut Rng,
-    edges: &[Standing],
-    having: &[u32],
-    viewers_max: u32,
+    view: View<'_>,
+    stream: u32,
 ) -> Option<u32> {
-    let busy = viewers_max / 100 * BUSY_PERCENT;
-    let pick = |from: usize, rng: &mut Rng| rng.below(u32::try_from(from).unwrap_or(u32::MAX));
-    let standing = |edge: u32| edges.get(edge as usize).copied().unwrap_or_default();
-    let open = |edge: &u32, limit: u32| {
-        let standing = standing(*edge);
-        standing.alive && standing.viewers < limit
-    };
-    let of_two = |rng: &mut Rng, among: Option<&[u32]>, limit: u32| {
-        let mut one = || match among {
-            Some(among) => among.get(pick(among.len(), rng) as usize).copied(),
-            None => Some(pick(edges.len(), rng)),
+    (0..TRIES).find_map(|_| {
+        let edges = u32::try_from(view.edges.len()).unwrap_or(u32::MAX);
+        let here = rng.below(edges);
+        let standing = view.edges.get(here as usize)?;
+        if !standing.alive {
+            return None;
+        }
+        let edge = match placement {
+            Placement::Any => here,
+            Placement::Edges => elsewhere(rng, view, stream, here).unwrap_or(here),
         };
-        let two = [one(), one()].into_iter().flatten();
-        let open = two.filter(|edge| open(edge, limit));
-        open.min_by_key(|edge| standing(*edge).viewers)
+        let takes = |edge: u32| {
+            let standing = view.edges.get(edge as usize);
+            standing.is_some_and(|edge| edge.alive && edge.viewers < view.viewers_max)
+        };
+        takes(edge).then_some(edge)
+    })
+}
+
+/// Where the edge `here` sends a viewer.
+fn elsewhere(rng: &mut Rng, view: View<'_>, stream: u32, here: u32) -> Option<u32> {
+    let standing = view.edges.get(here as usize)?;
+    let own = Candidate {
+        load: load(*standing, view.viewers_max),
+        has_stream: view.having.contains(&here),
     };
-    match placement {
-        Placement::Any => (0..4 * TRIES).find_map(|_| {
-            let edge = pick(edges.len(), rng);
-            open(&edge, viewers_max).then_some(edge)
-        }),
-        Placement::Sticky => of_two(rng, Some(having), busy)
-            .or_else(|| (0..TRIES).find_map(|_| of_two(rng, None, busy)))
-            .or_else(|| (0..TRIES).find_map(|_| of_two(rng, None, viewers_max))),
+    let full = standing.viewers >= view.viewers_max;
+    if !full && own.is_content() {
+        return None;
     }
+    let others = (0..).zip(view.told).filter(|(edge, _)| *edge != here);
+    let others: Vec<(u32, Candidate)> = others
+        .filter_map(|(edge, told)| Some((edge, told.as_ref()?.candidate(stream))))
+        .collect();
+    let candidates: Vec<Candidate> = others.iter().map(|(_, candidate)| *candidate).collect();
+    let at = choose(&candidates, [rng.next(), rng.next()])?;
+    let (edge, there) = others.get(at)?;
+    (full || own.should_send_to(there)).then_some(*edge)
+}
+
+fn load(standing: Standing, viewers_max: u32) -> f64 {
+    f64::from(standing.viewers) / f64::from(viewers_max.max(1))
 }

@@ -46,6 +46,8 @@ pub struct Outcome {
     pub gaps: Vec<u64>,
     /// Subscriptions that a node without an upstream gave up (count).
     pub sent_away: u64,
+    /// Subscriptions that an origin had taken past its fan-out, and sent on later (count).
+    pub shed: u64,
     /// Subscriptions that would have fed themselves (count).
     pub cycles: u64,
     /// Subscriptions that left because they were too far from the publisher (count).
@@ -80,10 +82,15 @@ impl Outcome {
         }
     }
 
-    fn origin_egress_gbps(&self) -> f64 {
+    /// At the end, and at the most.
+    fn origin_egress_gbps(&self) -> (f64, f64) {
+        let gbps = |feeds: Option<i64>| {
+            let feeds = u32::try_from(feeds.unwrap_or(0)).unwrap_or(u32::MAX);
+            f64::from(feeds) * STREAM_MBPS / 1000.0
+        };
+        let now = self.origins.iter().map(|(now, _)| *now).max();
         let most = self.origins.iter().map(|(_, most)| *most).max();
-        let most = u32::try_from(most.unwrap_or(0)).unwrap_or(u32::MAX);
-        f64::from(most) * STREAM_MBPS / 1000.0
+        (gbps(now), gbps(most))
     }
 }
 
@@ -127,9 +134,13 @@ impl fmt::Display for Report {
         row("fed by an edge over all streams p50 / p99 / max", &|o| {
             three(&o.feeds, 1)
         })?;
-        row("busiest origin's peak egress (Gbit/s)", &|o| {
-            format!("{:.1}", o.origin_egress_gbps())
-        })?;
+        row(
+            "busiest origin's egress, peak and at the end (Gbit/s)",
+            &|o| {
+                let (now, most) = o.origin_egress_gbps();
+                format!("{most:.1}, {now:.1}")
+            },
+        )?;
         row("from first viewer to stream p50 / p99 / max (ms)", &|o| {
             three(&o.joins, 1000)
         })?;
@@ -145,6 +156,9 @@ impl fmt::Display for Report {
         })?;
         row("gap until the next upstream p50 / p99 / max (ms)", &|o| {
             three(&o.gaps, 1000)
+        })?;
+        row("sent on by an origin once others had room", &|o| {
+            o.shed.to_string()
         })?;
         row("sent away by an orphan, cycles left, too deep", &|o| {
             format!("{}, {}, {}", o.sent_away, o.cycles, o.left)

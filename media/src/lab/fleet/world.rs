@@ -2,7 +2,7 @@
 
 use super::Fleet;
 use super::events::{Events, micros};
-use super::placement::{self, Standing};
+use super::placement::{self, Placement, Standing, Told, View};
 use super::report::Outcome;
 use crate::id::NodeId;
 use crate::lab::Rng;
@@ -23,6 +23,12 @@ const VIEWERS_RETURN: u64 = 4 * SECONDS;
 
 /// A failed edge is replaced after this.
 const REPLACED_AFTER: u64 = 60 * SECONDS;
+
+/// How often an edge looks whether it has something new to tell of itself.
+const LOOKS: u64 = SECONDS;
+
+/// The record of an edge that failed goes with its lease.
+const LEASE: u64 = 12 * SECONDS;
 
 /// No edge fails so close to the end, so that what is counted there has settled.
 const SETTLING: u64 = 20 * SECONDS;
@@ -55,6 +61,25 @@ enum Event {
     Fail,
     Replace {
         edge: u32,
+    },
+    /// An edge tells of itself what is new. It is over when the edge fails.
+    Look {
+        edge: u32,
+        failures: u32,
+    },
+    /// An edge's lease is over, if it hasn't come back.
+    Forget {
+        edge: u32,
+        failures: u32,
+    },
+    /// An origin looks whether it feeds more than it has to.
+    Shed {
+        stream: u32,
+    },
+    /// A subscriber is sent on.
+    Sent {
+        sub: u32,
+        call: u32,
     },
     /// An upstream is asked; then it answers.
     Ask {
@@ -151,6 +176,7 @@ struct Edge {
     /// It is gone without a word, as by a power cut.
     silent: bool,
     failed_at: u64,
+    failures: u32,
     subscriptions: Vec<u32>,
     viewers: Vec<(u32, u32)>,
 }
@@ -162,6 +188,8 @@ pub(super) struct World {
     events: Events<Event>,
     edges: Vec<Edge>,
     standing: Vec<Standing>,
+    /// What edges told of themselves.
+    told: Vec<Option<Told>>,
     origins: Vec<NodeId>,
     roots: Vec<Feeding>,
     subscriptions: Vec<Subscription>,
@@ -196,6 +224,7 @@ impl World {
             id: node("e", number),
             silent: false,
             failed_at: 0,
+            failures: 0,
             subscriptions: Vec::new(),
             viewers: Vec::new(),
         };
@@ -214,6 +243,7 @@ impl World {
             events: Events::new(),
             edges: (0..fleet.edges).map(edge).collect(),
             standing: vec![alive; fleet.edges as usize],
+            told: vec![None; fleet.edges as usize],
             roots: roots.collect(),
             origins,
             subscriptions: Vec::new(),
@@ -231,6 +261,9 @@ impl World {
         self.events.push(0, Event::Crowd);
         let pause = self.until_next_failure();
         self.events.push(pause, Event::Fail);
+        for edge in 0..self.fleet.edges {
+            self.look_soon(edge);
+        }
         let end = micros(self.fleet.length);
         while let Some(event) = self.events.pop(end) {
             self.handle(event);
@@ -248,6 +281,19 @@ impl World {
             Event::Replace { edge } => {
                 self.edges[edge as usize].silent = false;
                 self.standing[edge as usize].alive = true;
+                self.look_soon(edge);
+            }
+            Event::Look { edge, failures } => self.handle_look(edge, failures),
+            Event::Forget { edge, failures } => {
+                if self.edges[edge as usize].failures == failures {
+                    self.told[edge as usize] = None;
+                }
+            }
+            Event::Shed { stream } => self.handle_shed(stream),
+            Event::Sent { sub, call } => {
+                if self.current(sub, call) {
+                    self.go_on(sub);
+                }
             }
             Event::Ask { sub, call } => self.handle_ask(sub, call),
             Event::Answer { sub, call, answer } => self.handle_answer(sub, call, answer),
@@ -314,10 +360,13 @@ impl World {
 
     /// A viewer of a stream comes.
     fn place(&mut self, stream: u32) {
-        let having = &self.having[stream as usize];
-        let viewers_max = self.fleet.viewers_per_edge;
-        let policy = self.fleet.placement;
-        let edge = placement::place(policy, &mut self.rng, &self.standing, having, viewers_max);
+        let view = View {
+            edges: &self.standing,
+            told: &self.told,
+            having: &self.having[stream as usize],
+            viewers_max: self.fleet.viewers_per_edge,
+        };
+        let edge = placement::place(self.fleet.placement, &mut self.rng, view, stream);
         let Some(edge) = edge else {
             self.outcome.refused_viewers += 1;
             return;
@@ -348,6 +397,10 @@ impl World {
         self.standing[edge as usize] = Standing::default();
         let node = &mut self.edges[edge as usize];
         (node.silent, node.failed_at) = (silent, now);
+        node.failures += 1;
+        let failures = node.failures;
+        self.events.push(LEASE, Event::Forget { edge, failures });
+        let node = &mut self.edges[edge as usize];
         let viewers = std::mem::take(&mut node.viewers);
         let gone = std::mem::take(&mut node.subscriptions);
         for (stream, viewers) in viewers {
@@ -358,6 +411,29 @@ impl World {
             self.remove(sub, silent);
         }
         self.events.push(REPLACED_AFTER, Event::Replace { edge });
+    }
+
+    fn handle_look(&mut self, edge: u32, failures: u32) {
+        let node = &self.edges[edge as usize];
+        if node.failures != failures {
+            return;
+        }
+        let standing = self.standing[edge as usize];
+        let now = Told::of(standing, &node.viewers, self.fleet.viewers_per_edge);
+        let told = &mut self.told[edge as usize];
+        if told.as_ref().is_none_or(|told| now.is_news(told)) {
+            *told = Some(now);
+        }
+        self.look_soon(edge);
+    }
+
+    fn look_soon(&mut self, edge: u32) {
+        if self.fleet.placement == Placement::Any {
+            return;
+        }
+        let failures = self.edges[edge as usize].failures;
+        let wait = self.between(LOOKS, LOOKS + LOOKS / 5);
+        self.events.push(wait, Event::Look { edge, failures });
     }
 
     fn feeding(&mut self, stream: u32, node: Upstream) -> Option<&mut Feeding> {

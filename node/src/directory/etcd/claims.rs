@@ -86,9 +86,14 @@ pub(super) async fn claim(
             return Err(Error::Held(held.clone()));
         }
         // Normally the revision of this transaction is above all epochs that were given. After etcd lost data and counts
-        // from lower again, records that are known still name higher ones.
+        // from lower again, records that are known, or were once, still name higher ones.
         let known = known_epoch(shared, &name, read.record.as_ref());
-        let ahead = (known >= epoch_of(read.revision)).then(|| next_claim(known));
+        let newest = shared.copy().newest;
+        let ahead = if newest > epoch_of(read.revision) {
+            Some(next_claim(known.max(newest)))
+        } else {
+            (known >= epoch_of(read.revision)).then(|| next_claim(known))
+        };
         let value = StreamValue {
             origin: shared.own_run.id.clone(),
             incarnation: shared.own_run.incarnation,
@@ -123,7 +128,7 @@ pub(super) async fn claim(
                     }
                     stale
                 });
-                shared.repair.notify_one();
+                shared.doubt.notify_one();
                 last = error.to_string();
             }
             Err(error) => last = error.to_string(),

@@ -2,12 +2,16 @@
 //!
 //! The lease is beaten every third of its time to live; a beat that isn't answered within two seconds moves to another
 //! endpoint. When etcd says that the lease is gone, a new one is taken and everything this node wants to be in etcd is put
-//! again: after a random wait, since the other nodes lost theirs at the same moment.
+//! again: after a random wait, since the other nodes lost theirs at the same moment, many at once, and while the new lease is beaten: one by
+//! one, the streams of a large origin would take a slow etcd longer than a lease lives.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Error as EtcdError, PutOptions};
+use futures_util::StreamExt;
+use futures_util::future::ready;
+use futures_util::stream;
 use metrics::counter;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
@@ -20,7 +24,10 @@ use crate::backoff::{Backoff, jitter};
 const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Over how long the nodes of a cluster spread their return.
-const RETURN_SPREAD: Duration = Duration::from_secs(1);
+pub(super) const RETURN_SPREAD: Duration = Duration::from_secs(1);
+
+/// Records that are put again at a time (count). etcd commits together what comes together.
+const RESTORED_AT_ONCE: usize = 32;
 
 /// Counter of leases that etcd let go.
 pub(super) const LOST_TOTAL: &str = "headwater_directory_lost_leases_total";
@@ -44,7 +51,10 @@ pub(super) async fn run(shared: Arc<Shared>) {
         }
         first = false;
         shared.lease.send_replace(Some(lease));
-        Box::pin(beat(&shared, lease)).await;
+        tokio::select! {
+            () = Box::pin(beat(&shared, lease)) => {}
+            () = Box::pin(keep_records(&shared, lease)) => {}
+        }
         if shared.own().withdrawn {
             return;
         }
@@ -69,7 +79,6 @@ async fn grant(shared: &Shared) -> Result<i64, CallError> {
 /// Keeps one lease until it is gone.
 async fn beat(shared: &Shared, lease: i64) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
-    let mut whole = false;
     loop {
         if shared.own().withdrawn {
             return;
@@ -92,16 +101,10 @@ async fn beat(shared: &Shared, lease: i64) {
                 }
             };
         loop {
-            if !whole {
-                whole = restore(shared, lease).await;
-            }
             tokio::select! {
                 () = sleep(shared.lease_ttl / 3) => {}
-                () = shared.repair.notified() => {
-                    whole = false;
-                    // Let the events that belong together arrive, and don't spin while records are fought over.
-                    sleep(Duration::from_millis(50) + jitter(Duration::from_millis(50))).await;
-                }
+                // Many claims may say so at once.
+                () = shared.doubt.notified() => sleep(jitter(Duration::from_millis(100))).await,
             }
             if shared.own().withdrawn {
                 return;
@@ -126,6 +129,24 @@ async fn beat(shared: &Shared, lease: i64) {
     }
 }
 
+/// Sees that all this node wants to be in etcd is there, under this lease. Never ends.
+async fn keep_records(shared: &Shared, lease: i64) {
+    loop {
+        if restore(shared, lease).await {
+            shared.repair.notified().await;
+        } else {
+            tokio::select! {
+                () = sleep(shared.lease_ttl / 3) => {}
+                () = shared.repair.notified() => {}
+            }
+        }
+        // What is missing may have gone with the lease.
+        shared.doubt.notify_one();
+        // Let the events that belong together arrive, and don't spin while records are fought over.
+        sleep(Duration::from_millis(50) + jitter(Duration::from_millis(50))).await;
+    }
+}
+
 /// Puts what is missing or lies under another lease; false if something could not be done now.
 async fn restore(shared: &Shared, lease: i64) -> bool {
     let (claims, releases) = {
@@ -135,21 +156,27 @@ async fn restore(shared: &Shared, lease: i64) -> bool {
     if shared.own().node.is_some() && put_node(shared, lease).await.is_err() {
         return false;
     }
-    for (name, epoch) in releases {
-        if claims::remove(shared, &name, epoch).await.is_err() {
-            return false;
-        }
+    let removals = releases.iter();
+    let removals = removals.map(|(name, epoch)| claims::remove(shared, name, *epoch));
+    if !all(removals.collect()).await {
+        return false;
     }
     let count = claims.len();
-    for (name, claim) in claims {
-        if claims::restore(shared, &name, &claim, lease).await.is_err() {
-            return false;
-        }
+    let puts = claims.iter();
+    let puts = puts.map(|(name, claim)| claims::restore(shared, name, claim, lease));
+    if !all(puts.collect()).await {
+        return false;
     }
     if count > 0 {
         info!(streams = count, "stream records stand in the directory");
     }
     true
+}
+
+/// Performs calls, many at a time; false as soon as one fails.
+async fn all<F: Future<Output = Result<(), CallError>>>(calls: Vec<F>) -> bool {
+    let answers = stream::iter(calls).buffer_unordered(RESTORED_AT_ONCE);
+    answers.all(|answer| ready(answer.is_ok())).await
 }
 
 /// Puts this node's record; putting it twice does no harm. One at a time: of two at once the older record might arrive last and stay.

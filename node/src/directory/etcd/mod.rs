@@ -103,8 +103,10 @@ struct Shared {
     calls: Calls,
     /// The lease that is believed to live.
     lease: watch::Sender<Option<i64>>,
-    /// Wakes the lease's keeper: records are missing, or releases are due.
+    /// Wakes whoever keeps the records: some are missing, or releases are due.
     repair: Notify,
+    /// Wakes whoever keeps the lease: etcd said that it is gone.
+    doubt: Notify,
     own: Mutex<Own>,
     /// Held while the node's record is being put.
     node_puts: tokio::sync::Mutex<()>,
@@ -134,6 +136,8 @@ struct Claim {
 struct Copy {
     nodes: BTreeMap<NodeId, NodeRecord>,
     streams: BTreeMap<StreamName, StreamRecord>,
+    /// The highest epoch that was ever seen, of whichever stream: listings forget streams, and an etcd that lost its data all of them.
+    newest: Epoch,
 }
 
 impl EtcdDirectory {
@@ -147,6 +151,7 @@ impl EtcdDirectory {
             calls: Calls::new(options.endpoints, options.user, options.tls),
             lease: watch::Sender::new(None),
             repair: Notify::new(),
+            doubt: Notify::new(),
             own: Mutex::default(),
             node_puts: tokio::sync::Mutex::default(),
             copy: Mutex::default(),
@@ -305,7 +310,9 @@ impl Shared {
             for record in fresh.streams.values() {
                 self.check_claim(&mut own, record);
             }
-            *self.copy() = fresh;
+            let mut copy = self.copy();
+            fresh.newest = fresh.newest.max(copy.newest);
+            *copy = fresh;
         }
         self.synced.store(true, Ordering::Release);
         gauge!(SYNCED).set(1.0);
@@ -377,6 +384,7 @@ impl Copy {
             Subject::Stream(name) => match serde_json::from_slice::<StreamValue>(kv.value()) {
                 Ok(value) => {
                     let record = value.record(name.clone(), kv.mod_revision());
+                    self.newest = self.newest.max(record.epoch);
                     self.streams.insert(name.clone(), record);
                     return self.streams.get(&name);
                 }

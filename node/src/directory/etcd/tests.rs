@@ -350,6 +350,74 @@ async fn a_lost_lease_is_replaced_and_its_records_put_again() {
     until_gone(&b, "live/given-up").await;
 }
 
+/// Carries connections to `port` of this machine, and what goes over them late, each way; returns its own URL.
+async fn slow_way(port: u16, late: Duration) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    let listener = listener.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let carry = move |mut from: tokio::net::tcp::OwnedReadHalf,
+                      mut to: tokio::net::tcp::OwnedWriteHalf| async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (sender, mut queue) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some((due, bytes)) = queue.recv().await {
+                tokio::time::sleep_until(due).await;
+                let bytes: Vec<u8> = bytes;
+                if to.write_all(&bytes).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(count @ 1..) = from.read(&mut buffer).await {
+            let due = tokio::time::Instant::from_std(Clock::system().now()) + late;
+            if sender.send((due, buffer[..count].to_vec())).is_err() {
+                return;
+            }
+        }
+    };
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let Ok(far) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else {
+                continue;
+            };
+            let (near, far) = (near.into_split(), far.into_split());
+            tokio::spawn(carry(near.0, far.1));
+            tokio::spawn(carry(far.0, near.1));
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn the_streams_of_a_large_origin_are_put_again_within_a_lease_on_a_slow_etcd() {
+    const STREAMS: usize = 300;
+    let etcd = Etcd::start(1).await;
+    let port = etcd.members[0].url.rsplit(':').next().expect("a port");
+    let port = port.parse().expect("a number");
+    let mut options = etcd.options();
+    options.endpoints = vec![slow_way(port, Duration::from_millis(20)).await];
+    let (a, b) = (Arc::new(start(options, "a")), etcd.node("b"));
+    let names = (0..STREAMS).map(|n| name(&format!("live/{n}")));
+    let claims = names.map(|name| a.claim(name, "http://a:1".to_owned(), None));
+    for claimed in futures_util::future::join_all(claims).await {
+        claimed.expect("free");
+    }
+    let streams = async |count: usize| {
+        until(&b, "all streams stand", |d| d.streams().len() == count).await;
+    };
+    streams(STREAMS).await;
+    let lease = a.shared.lease.borrow().expect("a lease");
+    let client = etcd.client().await;
+    client.lease_client().revoke(lease).await.expect("revoked");
+    streams(0).await;
+    // Two round trips each, one by one, are eight times as long.
+    let since = Clock::system().now();
+    streams(STREAMS).await;
+    let took = Clock::system().now() - since;
+    assert!(took < TTL + lease::RETURN_SPREAD, "{took:?}");
+}
+
 #[tokio::test]
 async fn a_claim_that_nobody_waited_for_leaves_no_record() {
     let etcd = Etcd::start(1).await;
@@ -491,6 +559,9 @@ async fn an_etcd_that_lost_its_data_is_filled_again() {
     until_owner(&b, "live/w", "a", epoch).await;
     let next = claim_patiently(&a, "live/w").await;
     assert!(next > epoch, "epochs grow although revisions began anew");
+    // Nor does whoever knew an epoch forget it with the record.
+    let other = claim_patiently(&b, "live/other").await;
+    assert!(other > epoch, "the name may have been given at any epoch");
 }
 
 #[tokio::test]

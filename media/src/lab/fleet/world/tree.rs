@@ -1,7 +1,7 @@
 //! What edges do to be fed, and to feed: searches, calls, losses, reports. The waits are the edge's `subscriber`'s.
 
 use super::{Answer, Event, Feeding, MILLIS, NONE, SECONDS, Subscription, Upstream, World};
-use crate::tree::{ChildId, Config, Joining, Path, Search, Verdict};
+use crate::tree::{Capacity, ChildId, Config, Joining, Path, Search, Verdict};
 
 /// A node is lost by its call that breaks, or for every other one that fails only by silence: what `Receiver` takes to notice.
 const SILENCE: u64 = 2 * SECONDS;
@@ -14,6 +14,9 @@ const RETRY_FIRST: u64 = 100 * MILLIS;
 const RETRY_MAX: u64 = 2 * SECONDS;
 const SHUNNED_FOR: u64 = 10 * SECONDS;
 const ORPHANED_MAX: u64 = 5 * SECONDS;
+
+/// A subscriber stays for so long at least: `node::replication`'s session.
+const SETTLED_AFTER: u64 = 5 * SECONDS;
 
 /// How often a node says what it can take.
 const PING: u64 = 500 * MILLIS;
@@ -137,7 +140,7 @@ impl World {
         let Some(feeding) = self.feeding(stream, to) else {
             return Answer::No;
         };
-        match feeding.children.judge(joining) {
+        match feeding.children.judge(joining, Capacity::Free) {
             Verdict::Take => {
                 let child = feeding.children.join(joining);
                 feeding.calls.push((child, sub, call));
@@ -145,8 +148,11 @@ impl World {
                 let path = path.unwrap_or_default().through(&me);
                 match to {
                     Upstream::Origin => {
-                        self.outcome
-                            .fed_by_origin(stream as usize % self.origins.len(), 1, count)
+                        let origin = stream as usize % self.origins.len();
+                        self.outcome.fed_by_origin(origin, 1, count);
+                        if count > self.fleet.origin_fanout {
+                            self.events.push(SETTLED_AFTER, Event::Shed { stream });
+                        }
                     }
                     Upstream::Edge(_) => {
                         self.outcome.fanout_edge_max = self.outcome.fanout_edge_max.max(count);
@@ -270,6 +276,48 @@ impl World {
         self.events.push(wait, Event::Search { sub, call });
         self.events
             .push(ORPHANED_MAX, Event::Orphaned { sub, losses });
+    }
+
+    /// An origin sends those on that are too many, as their pings come in.
+    pub(super) fn handle_shed(&mut self, stream: u32) {
+        let root = &mut self.roots[stream as usize];
+        let calls = root.calls.clone();
+        let mut shed = Vec::new();
+        for (child, sub, call) in calls {
+            if root.children.shed(child).is_some() {
+                root.children.leave(child);
+                root.calls.retain(|(id, ..)| *id != child);
+                shed.push((sub, call));
+            }
+        }
+        let many = root.calls.len() > self.fleet.origin_fanout;
+        for (sub, call) in shed {
+            self.outcome.shed += 1;
+            let origin = stream as usize % self.origins.len();
+            self.outcome.fed_by_origin(origin, -1, 0);
+            let latency = self.latency();
+            self.events.push(latency, Event::Sent { sub, call });
+        }
+        if many {
+            self.events.push(PING, Event::Shed { stream });
+        }
+    }
+
+    /// A subscription that is sent on looks for the next upstream at once.
+    pub(super) fn go_on(&mut self, sub: u32) {
+        let now = self.events.now();
+        let this = self.sub_mut(sub);
+        if this.upstream.take().is_none() {
+            return;
+        }
+        this.losses += 1;
+        this.lost_at = Some(now);
+        this.path = None;
+        this.feeding.children.handle_path(None);
+        let losses = this.losses;
+        self.events
+            .push(ORPHANED_MAX, Event::Orphaned { sub, losses });
+        self.search(sub);
     }
 
     /// A node without an upstream sends those away whom it feeds.
