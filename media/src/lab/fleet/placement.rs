@@ -39,6 +39,9 @@ const LOAD_STEP: f64 = 0.05;
 /// Times that a player tries (count). Who is refused is told when to come again.
 const TRIES: u32 = 8;
 
+/// Edges drawn for one that runs (count).
+const DRAWS: u32 = 64;
+
 impl Told {
     /// What an edge would say now.
     pub(super) fn of(standing: Standing, viewers: &[(u32, u32)], viewers_max: u32) -> Self {
@@ -85,12 +88,7 @@ pub(super) fn place(
     stream: u32,
 ) -> Option<u32> {
     (0..TRIES).find_map(|_| {
-        let edges = u32::try_from(view.edges.len()).unwrap_or(u32::MAX);
-        let here = rng.below(edges);
-        let standing = view.edges.get(here as usize)?;
-        if !standing.alive {
-            return None;
-        }
+        let here = running(rng, view.edges)?;
         let edge = match placement {
             Placement::Any => here,
             Placement::Edges => elsewhere(rng, view, stream, here).unwrap_or(here),
@@ -101,6 +99,13 @@ pub(super) fn place(
         };
         takes(edge).then_some(edge)
     })
+}
+
+/// An edge to which a load balancer sends a viewer: it knows which don't answer.
+fn running(rng: &mut Rng, edges: &[Standing]) -> Option<u32> {
+    let count = u32::try_from(edges.len()).unwrap_or(u32::MAX);
+    let mut drawn = (0..DRAWS).map(|_| rng.below(count));
+    drawn.find(|edge| edges.get(*edge as usize).is_some_and(|edge| edge.alive))
 }
 
 /// Where the edge `here` sends a viewer.
