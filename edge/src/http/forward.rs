@@ -171,11 +171,17 @@ async fn exchange(
     let call = AbortOnDropHandle::new(state.node.io.spawn(tokio::time::timeout(within, call)));
     let answered = match call.await {
         Ok(Ok(answered)) => answered,
-        Ok(Err(late)) => Err(unavailable(late)),
+        Ok(Err(late)) => Err(Status::deadline_exceeded(late.to_string())),
         Err(ended) => Err(unavailable(ended)),
     };
     let answered = answered.inspect_err(|status| {
-        if status.code() == Code::Unavailable {
+        // One that takes its time over what it has to do isn't silent.
+        let silent = match status.code() {
+            Code::Unavailable => true,
+            Code::DeadlineExceeded => within <= QUICK,
+            _ => false,
+        };
+        if silent {
             connection.discard();
             state.silent.add(there.id.clone(), clock.now());
         }
