@@ -56,8 +56,9 @@ export class Experience {
   begin(session, { moved, lost }) {
     if (session.reports !== this.#url) this.flush();
     this.#url = session.reports;
-    this.#askedAt = moved ? null : session.askedAt;
-    this.#lostAt = lost && this.#last ? this.#last.at : null;
+    // In a hidden tab nobody waits.
+    this.#askedAt = moved || document.hidden ? null : session.askedAt;
+    this.#lostAt = lost && this.#last && !document.hidden ? this.#last.at : null;
     // The browser counts a freeze when it ends, and this one didn't in the session that it began in.
     if (this.#lostAt !== null) this.#seen.frozen += this.#last.at - this.#last.movedAt;
     [this.#last, this.#unseen] = [null, true];

@@ -44,8 +44,8 @@ export class Quality {
     this.#url = url;
     if (url) this.#timer = setTimeout(() => this.#refresh(), FIRST_MS);
     // Something else was chosen while it was being joined.
-    if (url && query !== this.query) this.#choose(this.#chosen);
-    else this.#select.hidden = true;
+    if (!url) this.#select.hidden = true;
+    else if (query !== this.query) this.#choose(this.#chosen);
   }
 
   async #choose(value) {

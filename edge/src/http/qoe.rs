@@ -73,13 +73,17 @@ impl Intake {
         self.per_second > 0
     }
 
-    /// There is room for one more.
+    /// Its address hasn't sent too many.
     fn admit(&self, now: Instant, request: &HttpRequest) -> Result<(), Problem> {
         let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
         if peer(request).is_some_and(|address| !limiter.handle_request(now, address)) {
             return Err(Problem::too_many_requests());
         }
-        drop(limiter);
+        Ok(())
+    }
+
+    /// There is room for one more, of all viewers together.
+    fn sample(&self, now: Instant) -> Result<(), Problem> {
         let rate = f64::from(self.per_second);
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         let tokens = tokens.get_or_insert_with(|| Tokens::full(now, rate));
@@ -198,6 +202,8 @@ async fn take(
     let text = body::read_text(request, payload, REPORT_BYTES_MAX, timeout).await?;
     let report: Report = serde_json::from_str(&text)
         .map_err(|error| Problem::malformed(format!("not a report: {error}")))?;
+    // Only what could be counted uses room up.
+    state.intake.sample(state.node.clock.now())?;
     state.intake.count(&report);
     Ok(())
 }

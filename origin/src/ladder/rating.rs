@@ -88,7 +88,8 @@ impl Rating {
     fn measured(&self, source: &Source, gop: &Gop) -> Option<(f64, Bitrate)> {
         let known = self.known.as_ref();
         if let Some(known) = known.filter(|known| known.configuration == source.configuration) {
-            return Some((known.frame_rate, known.bitrate));
+            let frame_rate = gop.frame_rate().unwrap_or(known.frame_rate);
+            return Some((frame_rate, known.bitrate));
         }
         let frame_rate = gop.frame_rate()?;
         if source.bitrate.0 > 0 {
