@@ -191,6 +191,11 @@ impl Children {
     /// None: it stays.
     pub fn shed(&mut self, id: ChildId) -> Option<Vec<Alternative>> {
         let depth = self.path.as_ref()?.depth();
+        // Asked with each ping, so that what follows is for those few moments when it can matter.
+        let open = self.children.iter().any(|child| child.room.free > 0);
+        if self.children.len() <= self.config.fanout || !open {
+            return None;
+        }
         // A call that its node has replaced ends by itself.
         let replaced = |child: &Child| {
             let mut others = self.children.iter();
