@@ -18,6 +18,8 @@ const token = new URLSearchParams(location.hash.slice(1)).get('token') ?? new UR
 const TICK_MS = 250;
 /** Silence after which the session is asked about. Chromium itself says "disconnected" only after 7 s. */
 const SILENT_MS = 2000;
+/** Sound comes many times a second: without any for so long it has ended too, perhaps with the edge. */
+const SOUNDS_MS = 1000;
 /** Packets without a picture for so long: the decoder does not recover by itself, a new session does. */
 const STUCK_MS = 8000;
 /** From the answer to the first picture or packet of sound. */
@@ -501,7 +503,8 @@ async function watch(joined, signal) {
         show('reconnecting', 'The picture did not come back by itself.');
         break;
       }
-      if (joined.tracks.video && now - videoPacketAt >= SILENT_MS && played) show('held', 'The connection is too slow for pictures at the moment; the sound goes on.');
+      const sounds = now - packetAt < SOUNDS_MS;
+      if (joined.tracks.video && now - videoPacketAt >= SILENT_MS && sounds && played) show('held', 'The connection is too slow for pictures at the moment; the sound goes on.');
       continue;
     }
     if (now < askAt) continue;
