@@ -237,7 +237,7 @@ impl ReplicaActor {
             };
             &shifted
         };
-        let batch = packets.packetize(unit, &track.configuration);
+        let batch = packets.packetize(now, unit, &track.configuration);
         let Some(batch) = batch else {
             return;
         };

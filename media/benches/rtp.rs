@@ -18,7 +18,7 @@ use headwater_media::rtp::rtcp;
 use headwater_media::rtx::{Options, Retransmitter, Sent};
 use headwater_media::sdp::{ExtensionIds, NegotiatedMedia};
 use headwater_media::testkit::{self, Video, VideoOptions};
-use headwater_media::time::WallTime;
+use headwater_media::time::{MediaTime, WallTime};
 use headwater_media::unit::AccessUnit;
 
 fn main() {
@@ -73,13 +73,14 @@ fn packetize(bencher: Bencher<'_, '_>) {
 /// Ten seconds of batches into a ring that keeps three.
 #[divan::bench]
 fn ring_push(bencher: Bencher<'_, '_>) {
-    let batches = batches();
+    let (batches, start) = (batches(), testkit::start());
     bencher
         .counter(ItemsCount::new(batches.len()))
         .bench_local(|| {
             let mut ring = PacketRing::new(Limits::default());
             for batch in &batches {
-                ring.push(Arc::clone(batch));
+                let at = start + batch.pts.since(MediaTime::ZERO);
+                ring.push(at, Arc::clone(batch));
             }
             ring
         });
@@ -92,8 +93,9 @@ fn ring_get(bencher: Bencher<'_, '_>) {
         age: Duration::from_secs(10),
         ..Limits::default()
     });
+    let start = testkit::start();
     for batch in batches() {
-        ring.push(batch);
+        ring.push(start, batch);
     }
     let (from, to) = (ring.oldest_index(), ring.next_index());
     let indices: Vec<u64> = (from.unwrap_or(0)..to.unwrap_or(0)).collect();

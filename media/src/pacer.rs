@@ -8,7 +8,9 @@
 //! |---|---|---|
 //! | tells when packets arrive (transport-cc) | 1.5 × estimate; 2.5 × the rendition before the first one | the estimate itself; 2.5 × the rendition before the first one |
 //! | the same, whose link has shown no limit | at least 2 Mbit/s: a still or dark picture, of which little is sent, proves little | the same |
-//! | does not | not paced | 1.75 × the rendition, after 2 s a quarter more every 500 ms until it reports losses |
+//! | does not | nothing but the highest rate | 1.75 × the rendition, after 2 s a quarter more every 500 ms until it reports losses |
+//!
+//! The highest rate is 64 Mbit/s, or four times the rendition if that is more.
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +22,8 @@ use crate::id::Bitrate;
 const BURST: Duration = Duration::from_millis(40);
 /// The least burst (bytes): two packets.
 const BURST_BYTES_MIN: u64 = 2400;
+/// The largest burst (bytes): 64 packets. A receiver with the kernel's default buffer of 208 kB has room for about 90.
+const BURST_BYTES_MAX: u64 = 76_800;
 /// Once the burst is used up, pieces of this length at the pacing rate leave: each costs a system call's share.
 const PIECE: Duration = Duration::from_millis(8);
 /// No estimate lowers the rate below this (bits per second): sound and reports still have to get through.
@@ -28,15 +32,17 @@ const RATE_MIN: u64 = 100_000;
 const MEDIA_RATE_ASSUMED: u64 = 2_000_000;
 /// A link that has shown no limit is taken to carry so much (bits per second), however little has been sent.
 const UNLIMITED_RATE_MIN: u64 = 2_000_000;
-/// The rate at which a viewer without feedback runs up at most (bits per second): a receiver with the kernel's default buffer of
-/// 208 kB loses packets when more comes before it is scheduled.
-const UNINFORMED_RATE_MAX: u64 = 64_000_000;
+/// The highest rate (bits per second): what a link that is whole again brings at once, or a GOP that a viewer starts with, has no room in a
+/// receiver's buffer before that is scheduled.
+const RATE_MAX: u64 = 64_000_000;
+/// A rate that is so many times the rendition is never too high, and enough to make up soon for all that a viewer lacks.
+const AMPLE: u64 = 4;
 /// How long a viewer without feedback must be silent about losses before its rate grows by a quarter for the first time, and then again. A
 /// GOP of two seconds is through before, no faster than a link can carry that has room for little more than the rendition; of a longer
 /// one little is lost until a full queue is heard of.
 const GROWTH_AFTER: Duration = Duration::from_secs(2);
 const GROWTH: Duration = Duration::from_millis(500);
-/// Steps after which any rate has reached [`UNINFORMED_RATE_MAX`].
+/// Steps after which any rate has reached [`RATE_MAX`].
 const GROWTH_STEPS_MAX: u128 = 32;
 /// How long nothing more is sent to a viewer without feedback when it reports the first losses, so that the queue in its network drains: what
 /// home routers hold.
@@ -95,21 +101,24 @@ impl Pacer {
     pub fn handle_start(&mut self, now: Instant, keyframe_bytes: u64) {
         self.refill(now);
         self.start = Some(now);
-        let burst = self.burst_bytes(now);
-        let mut free = burst;
-        if let (false, Some(Bitrate(rate))) = (self.informed, self.rate(now)) {
-            free = keyframe_bytes.max(burst);
-            // It stands in the queue of a slow link until then.
-            self.at = now + time_of(free, rate);
+        if self.informed {
+            self.budget_bytes = self.budget_bytes.max(self.full(now));
+            return;
         }
-        self.budget_bytes = self
-            .budget_bytes
-            .max(i64::try_from(free).unwrap_or(i64::MAX));
+        let free = keyframe_bytes.max(self.burst_bytes(now));
+        self.budget_bytes = i64::try_from(free).unwrap_or(i64::MAX);
+        // It stands in the queue of a slow link until then.
+        self.at = now + time_of(free, self.rate(now).0);
     }
 
     /// The viewer has reached the live edge.
-    pub const fn handle_caught_up(&mut self) {
-        self.start = None;
+    pub fn handle_caught_up(&mut self, now: Instant) {
+        let started = self.start.take().is_some();
+        if started && !self.informed {
+            // What it was given in advance is nothing to wait for any more.
+            self.at = now;
+            self.budget_bytes = self.full(now);
+        }
     }
 
     /// The viewer asked for lost packets. One without feedback has no better way to say that its link is full.
@@ -122,8 +131,9 @@ impl Pacer {
         self.congested = Some(now);
         // It has to be silent anew before more is tried.
         self.start = Some(now);
-        if let Some(Bitrate(rate)) = self.rate(now).filter(|_| first) {
-            let drain = i64::try_from(bytes_in(rate, DRAIN)).unwrap_or(i64::MAX);
+        if first {
+            let drain = bytes_in(self.rate(now).0, DRAIN);
+            let drain = i64::try_from(drain).unwrap_or(i64::MAX);
             self.budget_bytes = self.budget_bytes.min(0).saturating_sub(drain);
         }
     }
@@ -140,11 +150,12 @@ impl Pacer {
         self.start.is_some()
     }
 
-    /// Bits per second at which pictures leave now; `None`: as they come.
-    pub fn rate(&self, now: Instant) -> Option<Bitrate> {
+    /// Bits per second at which pictures leave now.
+    pub fn rate(&self, now: Instant) -> Bitrate {
         let first = self.media_rate.saturating_mul(5) / 2;
+        let most = RATE_MAX.max(self.media_rate.saturating_mul(AMPLE));
         let rate = match (self.informed, self.start, self.estimate) {
-            (false, None, _) => return None,
+            (false, None, _) => most,
             (false, Some(_), _) if self.is_congested(now) => self.media_rate.saturating_mul(5) / 4,
             (false, Some(start), _) => {
                 let first = self.media_rate.saturating_mul(7) / 4;
@@ -153,7 +164,6 @@ impl Pacer {
                     Some(more) => 1 + more.as_millis() / GROWTH.as_millis(),
                     None => 0,
                 };
-                let most = UNINFORMED_RATE_MAX.max(first);
                 (0..steps.min(GROWTH_STEPS_MAX)).fold(first, |rate, _| most.min(rate / 4 * 5))
             }
             (true, _, None) => first,
@@ -177,34 +187,32 @@ impl Pacer {
                 }
             }
         };
-        Some(Bitrate(rate.max(RATE_MIN)))
+        Bitrate(rate.clamp(RATE_MIN, most))
+    }
+
+    /// All that a viewer at the live edge lacks is made up soon: nothing of it is worth dropping.
+    pub fn is_ample(&self, now: Instant) -> bool {
+        self.start.is_none() && self.rate(now).0 >= self.media_rate.saturating_mul(AMPLE)
     }
 
     /// Bytes that may leave now. A packet may leave while this is above zero, whatever its size.
     pub fn allowance(&mut self, now: Instant) -> u64 {
-        if self.rate(now).is_none() {
-            return u64::MAX;
-        }
         self.refill(now);
         u64::try_from(self.budget_bytes).unwrap_or(0)
     }
 
     /// Bytes left.
     pub fn handle_sent(&mut self, now: Instant, bytes: u64) {
-        if self.rate(now).is_some() {
-            self.refill(now);
-            self.budget_bytes = self
-                .budget_bytes
-                .saturating_sub_unsigned(bytes)
-                .max(-i64::from(u32::MAX));
-        }
+        self.refill(now);
+        self.budget_bytes = self
+            .budget_bytes
+            .saturating_sub_unsigned(bytes)
+            .max(-i64::from(u32::MAX));
     }
 
     /// When the next piece may leave, once [`Self::allowance`] is used up.
     pub fn next_at(&mut self, now: Instant) -> Instant {
-        let Some(Bitrate(rate)) = self.rate(now) else {
-            return now;
-        };
+        let Bitrate(rate) = self.rate(now);
         self.refill(now);
         let piece = bytes_in(rate, PIECE).max(BURST_BYTES_MIN);
         let missing = i64::try_from(piece).unwrap_or(i64::MAX) - self.budget_bytes;
@@ -214,25 +222,24 @@ impl Pacer {
 
     /// How long it takes until `bytes` have left at the present rate.
     pub fn time_to_send(&self, now: Instant, bytes: u64) -> Duration {
-        self.rate(now)
-            .map_or(Duration::ZERO, |rate| time_of(bytes, rate.0))
+        time_of(bytes, self.rate(now).0)
     }
 
     fn burst_bytes(&self, now: Instant) -> u64 {
-        self.rate(now)
-            .map_or(0, |rate| bytes_in(rate.0, BURST))
-            .max(BURST_BYTES_MIN)
+        bytes_in(self.rate(now).0, BURST).clamp(BURST_BYTES_MIN, BURST_BYTES_MAX)
+    }
+
+    /// A budget of one burst.
+    fn full(&self, now: Instant) -> i64 {
+        i64::try_from(self.burst_bytes(now)).unwrap_or(i64::MAX)
     }
 
     /// Adds what was earned since the last time, at the rate that held until now.
     fn refill(&mut self, now: Instant) {
         let elapsed = now.saturating_duration_since(self.at);
         self.at = self.at.max(now);
-        let Some(Bitrate(rate)) = self.rate(now) else {
-            self.budget_bytes = 0;
-            return;
-        };
-        let burst = i64::try_from(self.burst_bytes(now)).unwrap_or(i64::MAX);
+        let Bitrate(rate) = self.rate(now);
+        let burst = self.full(now);
         if self.budget_bytes < burst {
             let earned = i64::try_from(bytes_in(rate, elapsed)).unwrap_or(i64::MAX);
             self.budget_bytes = self.budget_bytes.saturating_add(earned).min(burst);
@@ -270,8 +277,8 @@ mod tests {
         }
     }
 
-    fn rate(pacer: &Pacer, now: Instant) -> Option<u64> {
-        pacer.rate(now).map(|rate| rate.0)
+    fn rate(pacer: &Pacer, now: Instant) -> u64 {
+        pacer.rate(now).0
     }
 
     /// Sends packets of 1200 B whenever it may; how many bytes left in `time`.
@@ -293,17 +300,17 @@ mod tests {
     fn the_rate_follows_what_is_known_of_the_link() {
         let now = testkit::start();
         let mut informed = pacer(true, now);
-        assert_eq!(rate(&informed, now), Some(5_000_000));
+        assert_eq!(rate(&informed, now), 5_000_000);
         informed.handle_estimate(now, estimate(8_000_000, false));
-        assert_eq!(rate(&informed, now), Some(12_000_000));
+        assert_eq!(rate(&informed, now), 12_000_000);
         informed.handle_start(now, 0);
-        assert_eq!(rate(&informed, now), Some(8_000_000));
-        informed.handle_caught_up();
+        assert_eq!(rate(&informed, now), 8_000_000);
+        informed.handle_caught_up(now);
         // While a queue stands in the network no more than it carries; else never less than the rendition needs.
         informed.handle_estimate(now, estimate(1_000_000, true));
-        assert_eq!(rate(&informed, now), Some(1_000_000));
+        assert_eq!(rate(&informed, now), 1_000_000);
         informed.handle_estimate(now, estimate(1_000_000, false));
-        assert_eq!(rate(&informed, now), Some(2_500_000));
+        assert_eq!(rate(&informed, now), 2_500_000);
     }
 
     #[test]
@@ -316,7 +323,7 @@ mod tests {
             ..estimate(30_000, false)
         };
         pacer.handle_estimate(now, dark);
-        assert_eq!(rate(&pacer, now), Some(UNLIMITED_RATE_MIN));
+        assert_eq!(rate(&pacer, now), UNLIMITED_RATE_MIN);
         // A queue is one, and a limit once seen is one.
         pacer.handle_estimate(
             now,
@@ -325,20 +332,21 @@ mod tests {
                 ..dark
             },
         );
-        assert_eq!(rate(&pacer, now), Some(RATE_MIN));
+        assert_eq!(rate(&pacer, now), RATE_MIN);
         pacer.handle_estimate(now, estimate(300_000, false));
-        assert_eq!(rate(&pacer, now), Some(450_000));
+        assert_eq!(rate(&pacer, now), 450_000);
     }
 
     #[test]
-    fn a_viewer_without_feedback_is_paced_only_until_it_is_live() {
+    fn a_viewer_without_feedback_is_held_back_only_until_it_is_live() {
         let now = testkit::start();
         let mut pacer = pacer(false, now);
-        assert_eq!(rate(&pacer, now), None);
-        assert_eq!(pacer.allowance(now), u64::MAX);
+        assert_eq!(rate(&pacer, now), RATE_MAX);
+        assert!(pacer.is_ample(now));
         pacer.handle_start(now, 60_000);
         assert_eq!(pacer.allowance(now), 60_000);
-        assert_eq!(rate(&pacer, now), Some(3_500_000));
+        assert_eq!(rate(&pacer, now), 3_500_000);
+        assert!(!pacer.is_ample(now));
         // Until the keyframe is through a link that carries no more, nothing follows it.
         pacer.handle_sent(now, 60_000);
         let through = pacer.next_at(now);
@@ -348,19 +356,16 @@ mod tests {
         );
         assert_eq!(pacer.allowance(now + Duration::from_millis(130)), 0);
         let later = now + Duration::from_millis(2600);
-        assert_eq!(rate(&pacer, later), Some(3_500_000 * 25 / 16));
-        assert_eq!(
-            rate(&pacer, now + Duration::from_secs(60)),
-            Some(UNINFORMED_RATE_MAX)
-        );
+        assert_eq!(rate(&pacer, later), 3_500_000 * 25 / 16);
+        assert_eq!(rate(&pacer, now + Duration::from_secs(60)), RATE_MAX);
         pacer.handle_losses(later);
-        assert_eq!(rate(&pacer, later), Some(2_500_000));
+        assert_eq!(rate(&pacer, later), 2_500_000);
         // After a while it tries again, from the beginning.
         let again = rate(&pacer, later + Duration::from_millis(4100));
-        assert!(again > Some(10_000_000), "{again:?}");
-        // It is remembered, though it waits for a keyframe meanwhile and is not paced.
-        pacer.handle_caught_up();
-        assert_eq!(rate(&pacer, later), None);
+        assert!(again > 10_000_000, "{again:?}");
+        // It is remembered, though it waits for a keyframe meanwhile and is not held back.
+        pacer.handle_caught_up(now);
+        assert_eq!(rate(&pacer, later), RATE_MAX);
         assert!(pacer.is_congested(later + Duration::from_secs(3)));
         assert!(!pacer.is_congested(later + Duration::from_secs(5)));
         // Losses of a live viewer are no reason to hold anything back.
@@ -382,6 +387,22 @@ mod tests {
                 (expected.saturating_sub(slack)..=expected + slack).contains(&sent),
                 "{bits}: {sent} of {expected}"
             );
+        }
+    }
+
+    #[test]
+    fn however_fast_the_link_a_receivers_buffer_is_not_filled_at_once() {
+        let now = testkit::start();
+        for informed in [true, false] {
+            let mut pacer = pacer(informed, now);
+            pacer.handle_estimate(now, estimate(900_000_000, false));
+            let later = now + Duration::from_secs(1);
+            assert_eq!(pacer.allowance(later), BURST_BYTES_MAX);
+            let sent = drain(&mut pacer, later, Duration::from_millis(100));
+            assert!((800_000..900_000).contains(&sent), "{sent}");
+            // More than that only for a rendition that needs more.
+            pacer.handle_media_rate(later, Some(Bitrate(50_000_000)));
+            assert_eq!(rate(&pacer, later), 200_000_000);
         }
     }
 
@@ -418,7 +439,7 @@ mod tests {
                 let next = pacer.next_at(now);
                 proptest::prop_assert!(next >= now);
                 now += Duration::from_millis(7);
-                pacer.handle_caught_up();
+                pacer.handle_caught_up(now);
                 let _ = pacer.allowance(now);
             }
         }

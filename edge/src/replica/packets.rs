@@ -1,6 +1,7 @@
 //! A track's units as RTP packets: its packetizer, and the ring of what shards begin with.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use headwater_media::id::Epoch;
 use headwater_media::rtp::batch::PacketBatch;
@@ -78,6 +79,7 @@ impl Packets {
     /// The packets of the next unit, kept in the ring; none if it has none.
     pub(super) fn packetize(
         &mut self,
+        now: Instant,
         unit: &AccessUnit,
         configuration: &Configuration,
     ) -> Option<Arc<PacketBatch>> {
@@ -89,7 +91,7 @@ impl Packets {
             _ => None,
         };
         let batch = Arc::new(batch?);
-        self.ring.push(Arc::clone(&batch));
+        self.ring.push(now, Arc::clone(&batch));
         Some(batch)
     }
 
@@ -144,9 +146,10 @@ mod tests {
         sequences: impl IntoIterator<Item = u64>,
     ) -> Vec<u64> {
         let configuration = Configuration::H264(testkit::h264_configuration());
+        let now = testkit::start();
         let mut take = |sequence: &u64| {
             let unit = unit(epoch, *sequence);
-            packets.takes(&unit) && packets.packetize(&unit, &configuration).is_some()
+            packets.takes(&unit) && packets.packetize(now, &unit, &configuration).is_some()
         };
         sequences
             .into_iter()

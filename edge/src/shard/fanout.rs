@@ -35,8 +35,8 @@ const PIECE_PACKETS: u64 = 32;
 const KEYFRAME_PACKETS: u64 = 64;
 const PIECE_PAUSE: Duration = Duration::from_millis(4);
 
-/// A viewer that is behind goes on at a new keyframe when what lies before it would take longer than this. Below it, nothing is worth
-/// dropping.
+/// A viewer that is behind goes on at a new keyframe when what lies before it would take longer than this. Below it nothing is worth
+/// dropping, nor where the link carries so much that all is made up soon, as what came at once when another link was whole again.
 const BEHIND_KEYFRAME_MAX: Duration = Duration::from_millis(100);
 
 /// Pictures that would take longer than this to leave are given up: the link does not carry the rendition, and what comes that late is of
@@ -100,7 +100,7 @@ impl Core {
         let Some(stream) = self.streams.get_mut(name) else {
             return;
         };
-        if !stream.keep(&batch) {
+        if !stream.keep(timing.since, &batch) {
             return;
         }
         let info = stream.described.borrow();
@@ -222,6 +222,10 @@ impl Core {
         let Some(keyframe) = ring.newest_gop().next() else {
             return false;
         };
+        if keyframe.epoch != stream.described.borrow().epoch {
+            // Another publisher has the stream now, and nobody is shown again what was before.
+            return false;
+        }
         if peer.audience != Some(video.track) || !flows(&rings, video.track) {
             // It gets no pictures for now, or the rendition has only been asked for.
             return false;
@@ -250,7 +254,8 @@ impl Core {
         true
     }
 
-    /// How far a viewer's pictures are behind the live edge, by its own pace; zero while it runs up to it.
+    /// How far a viewer's pictures are behind the live edge, by its own pace; zero while it runs up to it. Pictures that came late, as from a
+    /// link that is whole again, are behind by what they have waited here.
     pub(super) fn wait(&self, now: Instant, slot: usize, outbox: &Outbox) -> Duration {
         let peer = &self.peers[slot];
         let stalled = peer.ice.selected().and_then(|path| outbox.oldest(path));
@@ -261,7 +266,11 @@ impl Core {
             let rings = stream.rings.borrow();
             let ring = rings.get(video.track)?;
             let (next, _) = ring.get(video.position?)?;
-            Some(ring.newest()?.pts.since(next.pts))
+            let behind = ring.newest()?.pts.since(next.pts);
+            let waited = peer
+                .waiting_since
+                .map(|at| now.saturating_duration_since(at));
+            Some(waited.map_or(behind, |waited| behind.min(waited)))
         };
         let behind = peer.catching_up && !peer.pacer.is_starting();
         let paced = if behind { paced() } else { None };
@@ -442,7 +451,7 @@ impl Core {
         if more {
             return Some(peer.pacer.next_at(now).max(now + PIECE_PAUSE));
         }
-        peer.pacer.handle_caught_up();
+        peer.pacer.handle_caught_up(now);
         if let Some(since) = peer.waiting_since.take() {
             self.sent.waited.push(now.saturating_duration_since(since));
         }
@@ -480,16 +489,22 @@ fn behind(
     position: u64,
 ) -> Behind {
     let fresh = batch.keyframe.then_some(batch.first_index);
+    let ample = peer.pacer.is_ample(now);
+    // A link that carries little has no room for a GOP that is begun: its viewer waits for the next.
+    let keyframe = || {
+        let newest = ring.filter(|_| ample)?.newest_gop().next()?;
+        (newest.first_index > position).then_some(newest.first_index)
+    };
     let Some(ring) = ring.filter(|ring| ring.get(position).is_some()) else {
-        return Behind::Skips(fresh);
+        return Behind::Skips(fresh.or_else(keyframe));
     };
     let lacking = ring.payload_bytes_from(position);
     let before = lacking.saturating_sub(ring.payload_bytes_from(batch.first_index));
-    if fresh.is_some() && peer.pacer.time_to_send(now, before) > BEHIND_KEYFRAME_MAX {
+    if fresh.is_some() && !ample && peer.pacer.time_to_send(now, before) > BEHIND_KEYFRAME_MAX {
         return Behind::Skips(fresh);
     }
     if !peer.pacer.is_starting() && peer.pacer.time_to_send(now, before) > QUEUE_MAX {
-        return Behind::Skips(None);
+        return Behind::Skips(keyframe());
     }
     Behind::GoesOn
 }

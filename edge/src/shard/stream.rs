@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use headwater_media::id::TrackId;
 use headwater_media::rtp::batch::PacketBatch;
@@ -48,7 +49,7 @@ impl Rings {
     }
 
     /// Appends a batch; false if the ring had it already.
-    fn push(&mut self, batch: Arc<PacketBatch>) -> bool {
+    fn push(&mut self, now: Instant, batch: Arc<PacketBatch>) -> bool {
         let i = self
             .tracks
             .iter()
@@ -65,7 +66,7 @@ impl Rings {
         {
             return false;
         }
-        ring.push(batch);
+        ring.push(now, batch);
         true
     }
 }
@@ -122,9 +123,9 @@ impl Stream {
         });
     }
 
-    /// Keeps a batch; false if it is old news.
-    pub(crate) fn keep(&mut self, batch: &Arc<PacketBatch>) -> bool {
-        let new = self.rings.borrow_mut().push(Arc::clone(batch));
+    /// Keeps a batch that came at `now`; false if it is old news.
+    pub(crate) fn keep(&mut self, now: Instant, batch: &Arc<PacketBatch>) -> bool {
+        let new = self.rings.borrow_mut().push(now, Arc::clone(batch));
         if new {
             self.timeline.handle_batch(batch);
         }

@@ -61,7 +61,7 @@ impl Core {
         };
         for batch in batches {
             stream.make_way(batch);
-            stream.keep(batch);
+            stream.keep(now, batch);
         }
         // Those who have a place in the ring go on from there.
         let rings = stream.rings.borrow();

@@ -277,7 +277,7 @@ impl Sender {
             self.send(now, bytes, Some(part), link);
         }
         if self.backlog.is_empty() && self.pacer.is_starting() {
-            self.pacer.handle_caught_up();
+            self.pacer.handle_caught_up(now);
         }
         self.pad(now, link);
         let oldest = self.backlog.front().filter(|_| !self.pacer.is_starting());

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::id::Bitrate;
 use crate::rtp::batch::PacketBatch;
@@ -17,7 +17,8 @@ pub struct Limits {
     /// Bytes, payloads and bookkeeping. A hard bound, but for the newest batch: a GOP that outgrows it loses its start, and
     /// viewers who join then wait for the next keyframe.
     pub bytes: usize,
-    /// Media time. The newest GOP is kept whole even if it is longer, because joining viewers need its start.
+    /// Time since a batch came: what a link that was cut brings at once stays as long as what comes live, so that viewers have the time to be
+    /// sent it. The newest GOP is kept whole even if it is older, because joining viewers need its start.
     pub age: Duration,
 }
 
@@ -49,6 +50,7 @@ pub struct PacketRing {
 #[derive(Debug)]
 struct Kept {
     batch: Arc<PacketBatch>,
+    came: Instant,
     /// Payload bytes pushed before it.
     bytes_before: u64,
 }
@@ -67,9 +69,9 @@ impl PacketRing {
         }
     }
 
-    /// Appends a batch and drops what the limits no longer cover. Indices are gapless; a batch that doesn't follow the newest
-    /// one starts the ring anew, since nothing could be looked up across the hole.
-    pub fn push(&mut self, batch: Arc<PacketBatch>) {
+    /// Appends a batch that came at `now`, and drops what the limits no longer cover. Indices are gapless; a batch that doesn't follow the
+    /// newest one starts the ring anew, since nothing could be looked up across the hole.
+    pub fn push(&mut self, now: Instant, batch: Arc<PacketBatch>) {
         if self
             .next_index()
             .is_some_and(|next| next != batch.first_index)
@@ -85,19 +87,25 @@ impl PacketRing {
                 self.keyframe_interval = Some(batch.pts.since(before));
             }
         }
-        let now = batch.pts;
         self.bytes += size(&batch);
         let bytes_before = self.pushed_bytes;
         self.pushed_bytes += u64::try_from(batch.payload_bytes()).unwrap_or(0);
         self.batches.push_back(Kept {
             batch,
+            came: now,
             bytes_before,
         });
 
-        while let [Some(Kept { batch: oldest, .. }), Some(_)] =
-            [self.batches.front(), self.batches.get(1)]
+        while let [
+            Some(Kept {
+                batch: oldest,
+                came,
+                ..
+            }),
+            Some(_),
+        ] = [self.batches.front(), self.batches.get(1)]
         {
-            let too_old = now.since(oldest.pts) > self.limits.age
+            let too_old = now.saturating_duration_since(*came) > self.limits.age
                 && self
                     .newest_keyframe
                     .is_none_or(|keyframe| oldest.first_index < keyframe);
@@ -212,6 +220,7 @@ mod tests {
 
     use super::*;
     use crate::id::{Epoch, TrackId};
+    use crate::testkit;
     use crate::time::WallTime;
 
     fn batch(first_index: u64, packets: u32, millis: i64, keyframe: bool) -> Arc<PacketBatch> {
@@ -238,11 +247,18 @@ mod tests {
         })
     }
 
+    /// A batch that came when it is to be shown.
+    fn push(ring: &mut PacketRing, start: Instant, batch: Arc<PacketBatch>) {
+        let at = start + batch.pts.since(MediaTime::ZERO);
+        ring.push(at, batch);
+    }
+
     /// Batches of two packets every 100 ms, a keyframe every `gop`.
-    fn fill(ring: &mut PacketRing, from: u64, count: u64, gop: u64) {
+    fn fill(ring: &mut PacketRing, start: Instant, from: u64, count: u64, gop: u64) {
         for i in from..from + count {
             let millis = i64::try_from(i).expect("small") * 100;
-            ring.push(batch(i * 2, 2, millis, i.is_multiple_of(gop)));
+            let batch = batch(i * 2, 2, millis, i.is_multiple_of(gop));
+            push(ring, start, batch);
         }
     }
 
@@ -256,8 +272,8 @@ mod tests {
 
     #[test]
     fn packets_are_found_by_index() {
-        let mut ring = ring(1 << 20, 10_000);
-        fill(&mut ring, 5, 10, 4);
+        let (mut ring, start) = (ring(1 << 20, 10_000), testkit::start());
+        fill(&mut ring, start, 5, 10, 4);
         for (index, expected) in [
             (9, None),
             (10, Some((10, 0))),
@@ -276,24 +292,38 @@ mod tests {
 
     #[test]
     fn age_drops_the_old_but_never_the_newest_gop() {
-        let mut ring = ring(1 << 20, 500);
-        fill(&mut ring, 0, 20, 10);
+        let (mut ring, start) = (ring(1 << 20, 500), testkit::start());
+        fill(&mut ring, start, 0, 20, 10);
         // The GOP from 1000 ms on is 1 s long and stays; 400 ms before the newest would be enough otherwise.
         assert_eq!(
             (ring.oldest_index(), ring.next_index()),
             (Some(20), Some(40))
         );
         assert_eq!(ring.newest_gop().len(), 10);
-        fill(&mut ring, 20, 1, 10);
+        fill(&mut ring, start, 20, 1, 10);
         assert_eq!(ring.newest_gop().len(), 1);
         assert_eq!(ring.oldest_index(), Some(30), "500 ms before the newest");
     }
 
     #[test]
+    fn what_comes_at_once_stays_however_long_it_took_to_make() {
+        let (mut ring, now) = (ring(1 << 20, 500), testkit::start());
+        for i in 0..50 {
+            let millis = i64::try_from(i).expect("small") * 100;
+            ring.push(now, batch(i, 1, millis, i.is_multiple_of(10)));
+        }
+        assert_eq!(ring.oldest_index(), Some(0));
+        let after = now + Duration::from_millis(501);
+        ring.push(after, batch(50, 1, 5000, true));
+        assert_eq!(ring.oldest_index(), Some(50));
+    }
+
+    #[test]
     fn without_keyframes_age_alone_decides() {
-        let mut ring = ring(1 << 20, 500);
+        let (mut ring, start) = (ring(1 << 20, 500), testkit::start());
         for i in 0..20 {
-            ring.push(batch(i, 1, i64::try_from(i).expect("small") * 100, false));
+            let millis = i64::try_from(i).expect("small") * 100;
+            push(&mut ring, start, batch(i, 1, millis, false));
         }
         assert_eq!(
             (ring.oldest_index(), ring.newest_gop().len()),
@@ -304,12 +334,12 @@ mod tests {
     #[test]
     fn bytes_cut_even_the_newest_gop() {
         let each = size(&batch(0, 2, 0, true));
-        let mut ring = ring(each * 4, 10_000);
-        fill(&mut ring, 0, 4, 100);
+        let (mut ring, start) = (ring(each * 4, 10_000), testkit::start());
+        fill(&mut ring, start, 0, 4, 100);
         assert_eq!(ring.newest_gop().len(), 4);
-        fill(&mut ring, 4, 1, 100);
+        fill(&mut ring, start, 4, 1, 100);
         assert_eq!((ring.newest_gop().len(), ring.bytes()), (0, each * 4));
-        ring.push(batch(10, 1000, 500, true));
+        ring.push(start, batch(10, 1000, 500, true));
         assert_eq!(
             ring.newest_gop().len(),
             1,
@@ -320,9 +350,9 @@ mod tests {
 
     #[test]
     fn a_hole_in_the_indices_starts_anew() {
-        let mut ring = ring(1 << 20, 10_000);
-        fill(&mut ring, 0, 5, 5);
-        ring.push(batch(100, 1, 500, false));
+        let (mut ring, start) = (ring(1 << 20, 10_000), testkit::start());
+        fill(&mut ring, start, 0, 5, 5);
+        ring.push(start, batch(100, 1, 500, false));
         assert_eq!(
             (ring.oldest_index(), ring.newest_gop().len()),
             (Some(100), 0)
@@ -336,12 +366,14 @@ mod tests {
             let limit = kilobytes * 1000;
             let mut ring = ring(limit, 1000);
             let (mut pushed, mut index, mut millis) = (Vec::new(), 0, 0);
+            let mut now = testkit::start();
             for (packets, step, keyframe) in plan {
                 millis += step;
+                now += Duration::from_millis(step.unsigned_abs());
                 let next = batch(index, packets, millis, keyframe);
                 index += u64::from(packets);
                 pushed.push(Arc::clone(&next));
-                ring.push(next);
+                ring.push(now, next);
                 let oldest = ring.oldest_index().expect("not empty");
                 let kept: Vec<_> = pushed.iter().filter(|b| b.first_index >= oldest).collect();
                 prop_assert_eq!(ring.bytes(), kept.iter().map(|b| size(b)).sum::<usize>());

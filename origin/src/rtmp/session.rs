@@ -152,11 +152,13 @@ impl Connection {
                 let context = &self.context;
                 let deadline = self.core.poll_timeout().map(tokio::time::Instant::from_std);
                 tokio::select! {
+                    biased;
+                    () = context.stop.cancelled() => Woken::Stopping,
+                    reason = revoked(live) => Woken::Revoked(reason),
+                    () = context.drain.cancelled(), if !self.asked_to_reconnect => Woken::Draining,
+                    // Before the timer: where this process was stopped for a while, the publisher was not silent.
                     read = stream.read(&mut buffer) => Woken::Read(read),
                     () = sleep_until(deadline) => Woken::Timer,
-                    reason = revoked(live) => Woken::Revoked(reason),
-                    () = context.stop.cancelled() => Woken::Stopping,
-                    () = context.drain.cancelled(), if !self.asked_to_reconnect => Woken::Draining,
                 }
             };
             let now = self.context.clock.now();
@@ -166,7 +168,9 @@ impl Connection {
                     let bytes = buffer.get(..count).unwrap_or_default();
                     self.received += u64::try_from(count).unwrap_or(0);
                     counter!(names::RECEIVED).increment(u64::try_from(count).unwrap_or(0));
-                    self.core.handle_input(now, wall, bytes)
+                    let taken = self.core.handle_input(now, wall, bytes);
+                    // A peer that always has something to say has no more time than another.
+                    taken.and_then(|()| self.core.handle_timeout(now))
                 }
                 Woken::Read(Ok(0) | Err(_)) => return Close::Left,
                 Woken::Timer => self.core.handle_timeout(now),

@@ -76,6 +76,10 @@ impl Crowd {
             world
                 .core
                 .handle_batch(Timing::new(world.now, None), &self.name, batch);
+            let wall = world.wall();
+            world
+                .core
+                .handle_timeout(world.now, wall, &mut world.outbox);
             while world
                 .core
                 .handle_job(world.now, world.wall(), &mut world.outbox)

@@ -387,7 +387,7 @@ async fn a_run_up_that_overflowed_is_not_repeated_before_the_next_keyframe() {
     }
     let keyframe = loop {
         let picture = world.picture();
-        world.send(Arc::clone(&picture));
+        world.send_whole(Arc::clone(&picture));
         if picture.keyframe {
             break picture;
         }
@@ -446,7 +446,7 @@ async fn pictures_leave_at_the_pace_of_a_link_that_changes() {
     let slot = scene.world.core.slot(scene.peer.id).unwrap();
     let pace = |scene: &Scene| {
         let pacer = &scene.world.core.peers[slot].pacer;
-        pacer.rate(scene.world.now).unwrap().0
+        pacer.rate(scene.world.now).0
     };
     let unknown = pace(&scene);
     scene.run(Duration::from_secs(8));

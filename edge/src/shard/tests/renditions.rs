@@ -401,3 +401,38 @@ async fn nothing_is_held_back_on_the_way_up() {
     ladder.play(&mut peer, 1, lag);
     assert_eq!(ladder.switches(), [TrackId::SOURCE_VIDEO]);
 }
+
+#[actix_rt::test]
+async fn nothing_of_the_publisher_before_is_shown_again() {
+    let mut ladder = Ladder::new();
+    let mut peer = ladder.join();
+    ladder.play(&mut peer, 20, Duration::ZERO);
+    ladder.switches();
+    let before = peer.of(VIDEO_SSRC).len();
+
+    // Another origin has the stream: first that alone is known, then what there will be, and its first keyframe takes a while.
+    let mut info = StreamInfo::clone(&ladder.world.info);
+    info.epoch = Epoch(2);
+    let mut bare = info.clone();
+    bare.tracks.clear();
+    for info in [bare, info] {
+        ladder.world.core.handle_info(&name(), &Arc::new(info));
+    }
+    ladder.select(&peer, Choice::Video(TrackId::SOURCE_VIDEO));
+    ladder.world.pass(Duration::from_millis(100));
+    ladder.world.exchange(&mut peer);
+    assert_eq!(ladder.switches(), [TrackId::SOURCE_VIDEO]);
+    assert_eq!(peer.of(VIDEO_SSRC).len(), before);
+
+    let options = VideoOptions {
+        epoch: Epoch(2),
+        ..VideoOptions::default()
+    };
+    ladder.world.video = Video::new(options, 4);
+    let keyframe = ladder.world.picture();
+    ladder.world.send_whole(Arc::clone(&keyframe));
+    ladder.world.exchange(&mut peer);
+    let packets = peer.of(VIDEO_SSRC);
+    assert_eq!(packets.len(), before + keyframe.len());
+    assert_eq!(packets[before].payload, payloads(&keyframe)[0]);
+}

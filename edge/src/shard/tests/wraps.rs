@@ -37,7 +37,7 @@ async fn timestamps_go_on_across_their_wrap_and_copies_repeat_them() {
         world.connect(&mut peer);
         let first = world.picture();
         let shift_base = u32::try_from(first.rtp_time & u64::from(u32::MAX)).unwrap();
-        world.send(first);
+        world.send_whole(first);
         world.exchange(&mut peer);
         let start = peer.of(VIDEO_SSRC)[0].timestamp;
         let offset = start.wrapping_sub(shift_base);
@@ -55,7 +55,7 @@ async fn timestamps_go_on_across_their_wrap_and_copies_repeat_them() {
                 .unwrap();
             let picture = Arc::new(picture);
             pictures.push(Arc::clone(&picture));
-            world.send(picture);
+            world.send_whole(picture);
             world.exchange(&mut peer);
         }
         let video: Vec<Packet> = peer.of(VIDEO_SSRC).into_iter().cloned().collect();
@@ -99,7 +99,7 @@ async fn retransmissions_are_opened_across_the_rollover_of_their_sequence_number
         let mut peer = world.join(1, vec![profile]);
         world.connect(&mut peer);
         let picture = world.picture();
-        world.send(Arc::clone(&picture));
+        world.send_whole(Arc::clone(&picture));
         world.exchange(&mut peer);
         let video: Vec<Packet> = peer.of(VIDEO_SSRC).into_iter().cloned().collect();
         let one = [video[0].sequence];
