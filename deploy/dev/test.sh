@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every test: by nextest where it is installed, else by cargo's own runner, one cluster test at a time in both.
+# Runs every test: by nextest where it is installed, as .config/nextest.toml says, else by the runner of cargo itself, one cluster at a time.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

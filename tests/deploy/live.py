@@ -3,10 +3,8 @@
 import json
 import os
 import pathlib
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,6 +12,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+import ports
 from chart import ROOT
 
 BINARY = pathlib.Path(os.environ.get("HEADWATER_BINARY") or pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug/headwater")
@@ -123,9 +122,9 @@ class Cluster:
 
     def __enter__(self):
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="headwater"))
-        self.processes, self.given = [], set()
-        self.etcd_port, self.etcd_metrics = self.ports(2)
-        peers = f"http://127.0.0.1:{self.ports(1)[0]}"
+        self.processes = []
+        self.etcd_port, self.etcd_metrics, peer = ports.free(3)
+        peers = f"http://127.0.0.1:{peer}"
         url = f"http://127.0.0.1:{self.etcd_port}"
         try:
             self.start("etcd", [
@@ -145,29 +144,13 @@ class Cluster:
                 process.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def ports(self, count):
-        """Ports of TCP and UDP that nobody has, and that the kernel gives to no connection meanwhile."""
-        found = []
-        while len(found) < count:
-            port = random.randrange(10000, 30000)
-            with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-                try:
-                    tcp.bind(("127.0.0.1", port))
-                    udp.bind(("127.0.0.1", port))
-                except OSError:
-                    continue
-            if port not in self.given:
-                self.given.add(port)
-                found.append(port)
-        return found
-
     def start(self, name, command, environment=None, kind=Process):
         process = kind(self, name, [str(word) for word in command], environment)
         self.processes.append(process)
         return process
 
     def node(self, role, name, environment=None):
-        rtmp, http, admin, grpc, media = self.ports(5)
+        rtmp, http, admin, grpc, media = ports.free(5)
         command = [BINARY, role, "--id", name, "--etcd", f"http://127.0.0.1:{self.etcd_port}", "--admin", f"127.0.0.1:{admin}",
                    "--grpc", f"127.0.0.1:{grpc}", "--advertise", f"http://127.0.0.1:{grpc}"]
         if role == "origin":

@@ -10,7 +10,6 @@ import os
 import pathlib
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -24,6 +23,7 @@ import kubernetes_validate
 import yaml
 from cloudcoil.models.prometheus_operator import v1 as prometheus_operator
 
+import ports
 from chart import CHART, NAMESPACE, ROOT, Chart, Refused, pod_of, settings_keys
 
 # The oldest that the chart takes, one in the middle, the newest known.
@@ -219,15 +219,6 @@ BAD_UPGRADES = {
     "disks": ([etcd(1, size=None)], {"etcd": {"replicas": 1}}, "etcd.persistence.enabled was false when"),
     "six edges become two": ([edges(6), SCALER], {}, "the 6 edges that run would become edge.replicas=2 at once: set edge.replicas=6"),
 }
-
-
-def ports(count):
-    """URLs of free ports of loopback."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    urls = [f"http://127.0.0.1:{s.getsockname()[1]}" for s in sockets]
-    for s in sockets:
-        s.close()
-    return urls
 
 
 class Upgrades(unittest.TestCase):
@@ -443,7 +434,7 @@ class Rendering(unittest.TestCase):
             self.skipTest("no etcd")
         container = self.rendered["defaults"][0].container("etcd")
         with tempfile.TemporaryDirectory() as directory:
-            client, peer, metrics = ports(3)
+            client, peer, metrics = (f"http://127.0.0.1:{port}" for port in ports.free(3))
             given = {"data-dir": f"{directory}/data", "listen-client-urls": client, "advertise-client-urls": client, "listen-peer-urls": peer,
                      "initial-advertise-peer-urls": peer, "initial-cluster": f"default={peer}", "listen-metrics-urls": metrics, "quota-backend-bytes": 1 << 20}
             # Full after a few writes.

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import unittest
 
+import ports
 from chart import ROOT, Chart
 from live import BINARY, Cluster, Node, eventually, missing
 
@@ -72,7 +73,7 @@ class Container(unittest.TestCase):
 
             nodes = []
             for role in ("origin", "edge"):
-                rtmp, http, admin, grpc, media = cluster.ports(5)
+                rtmp, http, admin, grpc, media = ports.free(5)
                 own = ["--rtmp", f"127.0.0.1:{rtmp}"] if role == "origin" else [
                     "--http", f"127.0.0.1:{http}", "--media", f"127.0.0.1:{media}", "--public-ip", "127.0.0.1", "--shards", "1"]
                 node = cluster.start(role, [

@@ -9,6 +9,7 @@ import unittest
 import promql_parser
 import yaml
 
+import ports
 from catalogue import walk
 from chart import ROOT
 from live import Cluster, eventually, get, missing, post
@@ -31,7 +32,7 @@ def filled(expression):
 
 class Prometheus:
     def __init__(self, cluster, targets):
-        [self.port] = cluster.ports(1)
+        [self.port] = ports.free(1)
         config = {
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(RULES)],

@@ -53,9 +53,7 @@ fn an_operator_sees_who_watches_kicks_one_and_drains_the_node() {
     let mut watching: Vec<Viewer> = (0..3)
         .map(|_| Viewer::start(&url, seconds(120), &["--wait", "20s"]))
         .collect();
-    for viewer in &mut watching {
-        viewer.await_frames(60, seconds(30));
-    }
+    Viewer::all_await_frames(&mut watching, 60, seconds(30));
     let origin = cluster.origin().admin;
     let edges: Vec<u16> = cluster.edges().map(|edge| edge.admin).collect();
 

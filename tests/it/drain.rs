@@ -60,9 +60,7 @@ fn restart_all(mut cluster: Cluster, ask_at: impl FnOnce(&mut Cluster) -> Vec<u1
     let mut watching: Vec<Viewer> = (0..4)
         .map(|i| Viewer::start(&urls[i % urls.len()], seconds(120), FLAGS))
         .collect();
-    for viewer in &mut watching {
-        viewer.await_frames(60, seconds(30));
-    }
+    Viewer::all_await_frames(&mut watching, 60, seconds(30));
     for edge in cluster.edges() {
         let admin = edge.admin;
         assert!(viewers(admin).is_some_and(|count| count > 0));
@@ -73,9 +71,7 @@ fn restart_all(mut cluster: Cluster, ask_at: impl FnOnce(&mut Cluster) -> Vec<u1
         edge.process.wait(seconds(20));
         edge.restart();
         // Those that were moved watch on for a while.
-        for viewer in &mut watching {
-            viewer.await_frames(30, seconds(5));
-        }
+        Viewer::all_await_frames(&mut watching, 60, seconds(5));
     }
     for viewer in &watching {
         let report = viewer.last().expect("a report");

@@ -190,7 +190,7 @@ fn a_full_edge_has_newcomers_served_by_another() {
     let flags = &["--wait", "20s", "--min-fps", "25"];
     let mut watching = Vec::new();
     for _ in 0..2 {
-        let mut viewer = Viewer::start(&whep, seconds(15), flags);
+        let mut viewer = Viewer::start(&whep, seconds(120), flags);
         viewer.await_frames(60, seconds(30));
         watching.push(viewer);
     }
@@ -204,7 +204,7 @@ fn a_full_edge_has_newcomers_served_by_another() {
     let refused = ask(second, "POST", WHEP, &[SDP], OFFER);
     assert_eq!((refused.status, kind(&refused)), (503, "full"));
     for mut viewer in watching {
-        viewer.process.wait(seconds(20));
+        viewer.leave();
         let report = viewer.last().expect("a report");
         assert_eq!(number(&report, "/video/lost"), 0, "{report:#}");
     }

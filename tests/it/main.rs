@@ -1,8 +1,8 @@
 //! Whole clusters of real processes: `headwater` itself, ffmpeg as the publisher, `headwater probe` and Chromium as
 //! viewers, etcd as the directory. Each test keeps one promise of the README.
 //!
-//! One binary, so that it links once. Tests run one at a time (`.config/nextest.toml`, `deploy/dev/test.sh`), since they
-//! work in real time and want the machine to themselves.
+//! One binary, so that it links once. Tests work in real time, so few run at a time: one that is busy and one that waits, or
+//! one that measures (`.config/nextest.toml`). Without nextest they run one by one (`deploy/dev/test.sh`).
 
 mod harness;
 
@@ -25,3 +25,18 @@ mod tcp;
 mod trace;
 mod tree;
 mod whep;
+
+#[test]
+fn nextest_is_told_of_tests_that_exist() {
+    let config = include_str!("../../.config/nextest.toml");
+    let named = config.split("test(=").skip(1);
+    let named: Vec<&str> = named.filter_map(|rest| rest.split(')').next()).collect();
+    assert!(!named.is_empty());
+    let own = std::env::current_exe().expect("this program");
+    let listed = std::process::Command::new(own).arg("--list").output();
+    let listed = String::from_utf8(listed.expect("it lists its tests").stdout).expect("text");
+    for name in named {
+        let line = format!("{name}: test");
+        assert!(listed.lines().any(|listed| listed == line), "no {name}");
+    }
+}

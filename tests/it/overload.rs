@@ -20,7 +20,7 @@ fn an_edge_at_its_egress_limit_refuses_newcomers_and_serves_who_watches() {
     let mut cluster = Cluster::standalone(&options);
     let _publisher = Publisher::start(&cluster.rtmp_url("live/demo"), Picture::Test, Sound::Tone);
     let url = cluster.whep_url("live/demo");
-    let mut viewer = Viewer::start(&url, seconds(15), &["--wait", "15s"]);
+    let mut viewer = Viewer::start(&url, seconds(120), &["--wait", "15s"]);
     viewer.await_frames(60, seconds(20));
     let (http, admin) = (cluster.edge().http, cluster.edge().admin);
     let refused = eventually("a newcomer is refused", seconds(5), || {
@@ -42,7 +42,8 @@ fn an_edge_at_its_egress_limit_refuses_newcomers_and_serves_who_watches() {
     }
     let uncounted = "headwater_edge_joins_total{result=\"egress\"} 0\n";
     assert!(!metrics.contains(uncounted), "{metrics}");
-    // When its time is over there is room again.
+    // When it has left there is room again.
+    viewer.leave();
     eventually("a newcomer is let in", seconds(30), || {
         let answer = request(http, "POST", STREAM, &[SDP], OFFER)?;
         (answer.status == 201).then_some(())

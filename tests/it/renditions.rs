@@ -67,7 +67,7 @@ fn the_tracks_of_a_multitrack_publisher_are_renditions_without_transcoding() {
             "{key}: {rates:?}"
         );
 
-        let (code, report) = probe(&cluster.whep_url(&name), seconds(4), &[]);
+        let (code, report) = probe(&cluster.whep_url(&name), seconds(2), &[]);
         assert_eq!(code, 0, "{key}: {report}");
         let children = cluster.origin().process.children();
         assert_eq!(children, Vec::<String>::new(), "{key}");

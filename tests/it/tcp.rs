@@ -2,11 +2,10 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
-use std::process::Command;
 
 use super::harness::{
-    Cluster, Directory, Options, Picture, Process, Publisher, Sound, Viewer, eventually, get,
-    number, pause, probe, seconds,
+    Cluster, Directory, Options, Picture, Publisher, Sound, Viewer, eventually, get, number, pause,
+    probe, seconds,
 };
 
 const BY_TCP: &[&str] = &["--transport", "tcp", "--wait", "15s", "--require-audio"];
@@ -21,13 +20,6 @@ fn metric(admin: u16, series: &str) -> f64 {
 fn connections(admin: u16, outcome: &str) -> f64 {
     let name = "headwater_edge_tcp_connections_total";
     metric(admin, &format!("{name}{{outcome=\"{outcome}\"}}"))
-}
-
-fn signal(process: &Process, name: &str) {
-    let status = Command::new("kill")
-        .args([name, &process.pid().to_string()])
-        .status();
-    assert!(status.is_ok_and(|status| status.success()), "{name}");
 }
 
 #[test]
@@ -62,10 +54,10 @@ fn a_viewer_that_stops_reading_skips_alone_and_goes_on() {
     let mut stalled = Viewer::start(&url, seconds(60), BY_TCP);
     stalled.await_frames(30, seconds(20));
 
-    signal(&stalled.process, "-STOP");
+    stalled.process.freeze();
     let neighbour = [BY_TCP, &["--min-fps", "27", "--max-loss", "0"]].concat();
     let (code, report) = probe(&url, seconds(8), &neighbour);
-    signal(&stalled.process, "-CONT");
+    stalled.process.thaw();
     assert_eq!(code, 0, "{report:#}");
     let skips = "headwater_edge_skips_to_keyframe_total{place=\"tcp\"}";
     assert!(metric(admin, skips) >= 1.0, "its buffers are bounded");

@@ -110,6 +110,11 @@ impl Process {
         self.signal("-TERM");
     }
 
+    /// As by Ctrl+C.
+    pub(crate) fn interrupt(&self) {
+        self.signal("-INT");
+    }
+
     /// Holds it, as a machine does that hangs.
     pub(crate) fn freeze(&self) {
         self.signal("-STOP");

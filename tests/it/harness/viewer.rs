@@ -64,17 +64,32 @@ impl Viewer {
 
     /// Waits until `more` decodable frames came since now.
     pub(crate) fn await_frames(&mut self, more: u64, limit: Duration) {
-        let mut before = self.frames();
-        let mut seen = 0;
+        Self::all_await_frames(std::slice::from_mut(self), more, limit);
+    }
+
+    /// Waits until so many came to each of `viewers`.
+    pub(crate) fn all_await_frames(viewers: &mut [Self], more: u64, limit: Duration) {
+        let mut progress: Vec<(u64, u64)> =
+            viewers.iter().map(|viewer| (viewer.frames(), 0)).collect();
         eventually(&format!("{more} more frames arrive"), limit, || {
-            let frames = self.frames();
-            // One that goes over to another edge counts anew there.
-            seen += frames.checked_sub(before).unwrap_or(frames);
-            before = frames;
-            let arrived = seen >= more;
-            assert!(arrived || self.process.running(), "the probe ended");
-            arrived.then_some(())
+            let mut all = true;
+            for (viewer, (before, seen)) in viewers.iter_mut().zip(&mut progress) {
+                let frames = viewer.frames();
+                // One that goes over to another edge counts anew there.
+                *seen += frames.checked_sub(*before).unwrap_or(frames);
+                *before = frames;
+                let arrived = *seen >= more;
+                assert!(arrived || viewer.process.running(), "the probe ended");
+                all &= arrived;
+            }
+            all.then_some(())
         });
+    }
+
+    /// Leaves as who closes the page does, and waits for its end.
+    pub(crate) fn leave(&mut self) {
+        self.process.interrupt();
+        self.process.wait(seconds(20));
     }
 }
 

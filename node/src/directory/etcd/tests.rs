@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Client, CompactionOptions};
+use headwater_bench::ports;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -46,15 +47,7 @@ impl Etcd {
     /// Members whose clients come by `scheme`, with further arguments; they need not be up yet.
     fn spawn(count: usize, scheme: &str, further: &[String]) -> Self {
         let data = tempfile::tempdir().expect("tempdir");
-        // Bound all at once, so that no two are the same, and freed just before etcd takes them.
-        let free: Vec<TcpListener> = (0..count * 2)
-            .map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"))
-            .collect();
-        let ports: Vec<u16> = free
-            .iter()
-            .map(|socket| socket.local_addr().expect("bound").port())
-            .collect();
-        drop(free);
+        let ports: Vec<u16> = (0..count * 2).map(|_| ports::free(1)).collect();
         let peer = |n: usize| format!("http://127.0.0.1:{}", ports[n * 2 + 1]);
         let cluster: Vec<_> = (0..count).map(|n| format!("m{n}={}", peer(n))).collect();
         let members = (0..count).map(|n| {
@@ -163,6 +156,11 @@ fn spawn(arguments: &[String]) -> Child {
         .unwrap_or_else(|error| panic!("{program} (Debian: etcd-server) does not start: {error}"))
 }
 
+/// Where nobody listens.
+fn dead_url() -> String {
+    format!("http://127.0.0.1:{}", ports::free(1))
+}
+
 #[tokio::test]
 async fn the_suite_holds() {
     let etcd = Etcd::start(1).await;
@@ -244,11 +242,9 @@ async fn dead_and_hung_endpoints_are_gone_around() {
     let etcd = Etcd::start(1).await;
     // Accepts connections into its backlog and never says a word, as a stopped member does.
     let hung = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let dead = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let url = |socket: &TcpListener| format!("http://{}", socket.local_addr().expect("bound"));
+    let silent = format!("http://{}", hung.local_addr().expect("bound"));
     let mut options = etcd.options();
-    options.endpoints.extend([url(&hung), url(&dead)]);
-    drop(dead);
+    options.endpoints.extend([silent, dead_url()]);
     let nodes: Vec<Arc<dyn Directory>> = (0..4)
         .map(|n| Arc::new(start(options.clone(), &format!("n{n}"))) as Arc<dyn Directory>)
         .collect();
@@ -566,11 +562,8 @@ async fn an_etcd_that_lost_its_data_is_filled_again() {
 
 #[tokio::test]
 async fn without_etcd_nothing_blocks_and_nothing_is_synced() {
-    let dead = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let url = format!("http://{}", dead.local_addr().expect("bound"));
-    drop(dead);
     let options = Options {
-        endpoints: vec![url],
+        endpoints: vec![dead_url()],
         cluster: ClusterName::default(),
         user: None,
         tls: None,
