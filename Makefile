@@ -59,7 +59,8 @@ lab: build ## Simulate viewers on bad links, and a large fleet; write the tables
 lint: ## Formatting, clippy and documentation, all without a warning
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo clippy --locked --package headwater-edge --benches --features testkit -- -D warnings
+	# All packages, so that it has the features that were checked above, and only the edge is checked again.
+	cargo clippy --locked --workspace --bench fan_out --features headwater-edge/testkit -- -D warnings
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --locked --workspace --no-deps --document-private-items
 	bash -n deploy/dev/*.sh deploy/image/*.sh .ci/run
 	node --check edge/player/index.js
