@@ -24,7 +24,7 @@ struct Block {
 
 impl Block {
     fn take(number: u16) -> io::Result<Self> {
-        // tests/deploy/live.py knows these names too.
+        // tests/deploy/ports.py knows these names too.
         let name = SocketAddr::from_abstract_name(format!("headwater-ports-{number}"))?;
         let next = FIRST + number * BLOCK;
         Ok(Self {
