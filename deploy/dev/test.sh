@@ -7,6 +7,6 @@ if cargo nextest --version >/dev/null 2>&1; then
     exec cargo nextest run --locked --workspace --no-fail-fast "$@"
 fi
 echo "cargo-nextest isn't installed: taking cargo test (cargo install --locked cargo-nextest gives limits per test)" >&2
-cargo test --locked --workspace --lib --bins --no-fail-fast "$@"
-# Cluster tests are whole sets of processes that want the machine to themselves.
+# All but `it`, whose tests are whole sets of processes that want the machine to themselves.
+cargo test --locked --workspace --lib --bins --test '[!i]*' --no-fail-fast "$@"
 exec cargo test --locked --package headwater --test it --no-fail-fast "$@" -- --test-threads=1
