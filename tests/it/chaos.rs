@@ -184,6 +184,8 @@ struct Scene {
     feed: Feed,
     viewers: Vec<Watcher>,
     rejoins: u64,
+    /// Names of new streams that were asked for: one that an origin has had lately it takes back without etcd.
+    names: u64,
     rng: Rng,
 }
 
@@ -215,6 +217,7 @@ impl Scene {
             feed: Feed::make(),
             viewers: Vec::new(),
             rejoins: 0,
+            names: 0,
             rng: Rng(seed),
         };
         scene.tend();
@@ -408,7 +411,7 @@ impl Scene {
         let clip = Clip::load(&self.feed.clip).expect("the clip");
         let port = self.cluster.nodes[self.feed.origin].rtmp;
         let began = now();
-        let refused = Publisher::start(port, "live", "new", clip);
+        let refused = Publisher::start(port, "live", &self.new_name(), clip);
         let error = refused.expect_err("nobody can claim a name");
         eprintln!(
             "           a new stream is refused after {} ms: {error:#}",
@@ -419,10 +422,16 @@ impl Scene {
     /// Once etcd is back, new streams are taken without anybody's help.
     fn accepted(&mut self) {
         let port = self.cluster.nodes[self.feed.origin].rtmp;
+        let name = self.new_name();
         eventually("a new stream is taken", RECOVERY_MAX, || {
             let clip = Clip::load(&self.feed.clip).expect("the clip");
-            Publisher::start(port, "live", "new", clip).ok()
+            Publisher::start(port, "live", &name, clip).ok()
         });
+    }
+
+    fn new_name(&mut self) -> String {
+        self.names += 1;
+        format!("new{}", self.names)
     }
 
     /// Inflicts it and says what it cost whom, if that was too much.
