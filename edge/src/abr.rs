@@ -102,7 +102,8 @@ pub(crate) struct AbrActor {
     /// What the shard knows.
     told: Option<Estimate>,
     told_need: Need,
-    /// What it doesn't know yet.
+    /// What it was told to send last, and what it doesn't know yet.
+    selected: Option<Selection>,
     untold: Option<Selection>,
     timer: Option<(Instant, SpawnHandle)>,
 }
@@ -151,6 +152,7 @@ impl AbrActor {
             pinned: None,
             told: None,
             told_need: Need::default(),
+            selected: None,
             untold: None,
             timer: None,
         }
@@ -252,7 +254,7 @@ impl AbrActor {
         if let Some(selection) = self.untold.clone()
             && self.command(Command::Select { viewer, selection })
         {
-            self.untold = None;
+            self.selected = self.untold.take();
         }
         let need = Need {
             tracks: self.abr.wanted(),
@@ -378,8 +380,13 @@ impl Handler<RenditionsChanged> for AbrActor {
     type Result = ();
 
     fn handle(&mut self, _: RenditionsChanged, ctx: &mut Context<Self>) {
-        // Each turn looks at them first.
-        self.turn(ctx, |_, _| ());
+        // Each turn looks at them first. A rendition that was gone for less time than until now is no news here, but the shard has taken the
+        // viewer from it.
+        self.turn(ctx, |actor, _| {
+            if actor.untold.is_none() {
+                actor.untold.clone_from(&actor.selected);
+            }
+        });
     }
 }
 

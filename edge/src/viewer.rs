@@ -239,9 +239,11 @@ impl KeyframeGate {
 
 #[cfg(test)]
 mod tests {
-    use headwater_media::id::Epoch;
+    use headwater_media::abr::Choice;
+    use headwater_media::id::{Bitrate, Epoch, TrackId};
     use headwater_media::rtp::ring::Limits;
-    use headwater_media::track::StreamInfo;
+    use headwater_media::testkit;
+    use headwater_media::track::{Configuration, StreamInfo, Track};
 
     use super::*;
     use crate::shard::Preference;
@@ -314,5 +316,56 @@ mod tests {
             "{answers:?}"
         );
         assert_eq!(counters.plis.load(Ordering::Relaxed), 4);
+    }
+
+    #[actix_rt::test]
+    async fn a_rendition_that_was_gone_for_a_moment_is_selected_again() {
+        let (commands, mut asked) = mpsc::channel(64);
+        let bare = StreamInfo {
+            name: "live/a".parse().unwrap(),
+            epoch: Epoch(1),
+            tracks: Vec::new(),
+            publishing: true,
+            audio_problem: None,
+            settled: true,
+            path: headwater_media::tree::Path::default(),
+        };
+        let mut whole = bare.clone();
+        whole.tracks.push(Track {
+            id: TrackId::SOURCE_VIDEO,
+            rendition: "source".into(),
+            configuration: Arc::new(Configuration::H264(testkit::h264_configuration())),
+            configuration_id: 0,
+            bitrate: Bitrate(2_000_000),
+            reordered: false,
+        });
+        let stream = Stream::new(Arc::new(whole.clone()), Limits::default());
+        let links = ViewerActor::launch(
+            ViewerId(1),
+            Retransmitters::default(),
+            (stream.rings, Rc::clone(&stream.described)),
+            Receives {
+                video: Some(TrackId::SOURCE_VIDEO),
+                probes: false,
+                preference: Preference::default(),
+            },
+            Arc::new(Counters::default()),
+            &Clock::system(),
+            &commands,
+        );
+        let mut selected = async || loop {
+            if let Command::Select { selection, .. } = asked.recv().await.unwrap() {
+                break selection.target;
+            }
+        };
+        let source = Choice::Video(TrackId::SOURCE_VIDEO);
+        assert_eq!(selected().await, source);
+        // Another publisher has the stream. That, and what it sends, the shard hears of before this viewer's turn comes.
+        whole.epoch = Epoch(2);
+        for info in [bare, whole] {
+            stream.described.replace(Arc::new(info));
+            links.renditions.post(RenditionsChanged);
+        }
+        assert_eq!(selected().await, source);
     }
 }

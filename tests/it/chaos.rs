@@ -249,13 +249,32 @@ impl Scene {
     /// Waits until everybody sees pictures that were made since `since`, and says how long that took.
     fn recover(&mut self, since: u64) -> Duration {
         let began = now();
+        let mut told = false;
         eventually("everybody sees pictures again", RECOVERY_MAX, || {
             self.tend();
+            if !told && began.elapsed() > RECOVERY_MAX / 2 {
+                self.tell();
+                told = true;
+            }
             let newest = |viewer: &mut Watcher| viewer.shown().last().map_or(0, |s| s.stamp);
             let mut viewers = self.viewers.iter_mut();
             viewers.all(|viewer| newest(viewer) > since).then_some(())
         });
         began.elapsed()
+    }
+
+    /// Prints what each node knows, for whoever has to find out why.
+    fn tell(&self) {
+        for node in &self.cluster.nodes {
+            for path in ["/api/v1/streams", "/api/v1/viewers"] {
+                let known = get(node.admin, path).map(|answer| answer.body);
+                eprintln!(
+                    "{} {path}: {}",
+                    node.process.name,
+                    known.unwrap_or_default()
+                );
+            }
+        }
     }
 
     fn edge(&mut self, edge: usize) -> &mut Node {

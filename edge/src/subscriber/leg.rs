@@ -142,6 +142,8 @@ impl Leg {
                         // The directory is gone, and so is this node.
                         return;
                     }
+                    // An origin may be named a moment before it has the stream.
+                    backoff.reset();
                 }
             }
         }

@@ -157,11 +157,14 @@ impl Node {
 fn run(name: &str, arguments: &[String], env: &[(String, String)]) -> Process {
     let mut command = Command::new(env!("CARGO_BIN_EXE_headwater"));
     command.args(arguments);
-    // The environment of whoever runs the tests must not configure the nodes.
+    // The environment of whoever runs the tests must not configure the nodes, but for what they log.
     for (variable, _) in std::env::vars_os() {
         if variable.to_string_lossy().starts_with("HEADWATER_") {
             command.env_remove(variable);
         }
+    }
+    if let Some(filter) = std::env::var_os("HEADWATER_TEST_LOG") {
+        command.env("HEADWATER_LOG__FILTER", filter);
     }
     command.envs(env.iter().map(|(name, value)| (name, value)));
     Process::start(name, &mut command)
