@@ -25,8 +25,8 @@ use std::time::{Duration, Instant};
 
 use actix_web::dev::ServerHandle;
 use actix_web::http::StatusCode;
-use actix_web::http::header::{self, ContentType};
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use actix_web::http::header;
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, Resource, Route, guard, web};
 use futures_util::future::{BoxFuture, join_all};
 use headwater_media::id::{InvalidStreamName, StreamName};
 use serde::Deserialize;
@@ -35,6 +35,7 @@ use tracing::warn;
 
 use crate::directory::NodeRecord;
 use crate::node::Node;
+use crate::problem;
 use crate::telemetry::{self, Metrics};
 
 /// What a role tells the admin port about itself.
@@ -256,13 +257,26 @@ async fn keep_up(metrics: Metrics) {
 }
 
 fn routes(config: &mut web::ServiceConfig) {
-    let get_only = || web::route().to(method_not_allowed);
+    let get = || web::route().guard(guard::Any(guard::Get()).or(guard::Head()));
     for (path, content_type, body) in page::FILES {
         let answer = move || std::future::ready(page::file(content_type, body));
-        let files = resource(path, web::get().to(answer)).route(web::head().to(answer));
-        config.service(files.default_service(get_only()));
+        config.service(resource(path, get().to(answer), GET));
     }
-    for (path, command) in [
+    for (path, route) in [
+        ("/healthz", get().to(healthz)),
+        ("/readyz", get().to(readyz)),
+        ("/metrics", get().to(metrics)),
+        ("/api/v1/streams", get().to(streams)),
+        ("/api/v1/viewers", get().to(viewers)),
+        ("/api/v1/nodes", get().to(nodes)),
+        (
+            "/api/v1/publish-config/{app}/{stream}",
+            get().to(publish_config),
+        ),
+    ] {
+        config.service(resource(path, route, GET));
+    }
+    for (path, route) in [
         ("/api/v1/drain", web::post().to(commands::drain)),
         (
             "/api/v1/viewers/{id}/kick",
@@ -273,48 +287,33 @@ fn routes(config: &mut web::ServiceConfig) {
             web::post().to(commands::kick_publisher),
         ),
     ] {
-        config.service(resource(path, command).default_service(web::route().to(post_only)));
+        config.service(resource(path, route, POST));
     }
-    config
-        .service(
-            resource("/healthz", web::get().to(healthz))
-                .route(web::head().to(healthz))
-                .default_service(get_only()),
-        )
-        .service(
-            resource("/readyz", web::get().to(readyz))
-                .route(web::head().to(readyz))
-                .default_service(get_only()),
-        )
-        .service(resource("/metrics", web::get().to(metrics)).default_service(get_only()))
-        .service(resource("/api/v1/streams", web::get().to(streams)).default_service(get_only()))
-        .service(resource("/api/v1/viewers", web::get().to(viewers)).default_service(get_only()))
-        .service(resource("/api/v1/nodes", web::get().to(nodes)).default_service(get_only()))
-        .service(
-            resource(
-                "/api/v1/publish-config/{app}/{stream}",
-                web::get().to(publish_config),
-            )
-            .default_service(get_only()),
-        )
-        .default_service(web::route().to(not_found));
+    config.default_service(web::route().to(not_found));
 }
 
-fn resource(path: &str, route: actix_web::Route) -> actix_web::Resource {
-    web::resource(path).route(route)
+/// What is read, and what is told.
+const GET: &str = "GET, HEAD";
+const POST: &str = "POST";
+
+/// Whatever its route doesn't take is answered with what it does.
+fn resource(path: &str, route: Route, allow: &'static str) -> Resource {
+    let other = move || std::future::ready(method_not_allowed(allow));
+    web::resource(path)
+        .route(route)
+        .default_service(web::route().to(other))
 }
 
 async fn healthz() -> HttpResponse {
-    HttpResponse::Ok()
-        .insert_header((header::CACHE_CONTROL, "no-store"))
-        .json(json!({ "status": "ok" }))
+    answer(StatusCode::OK, &json!({ "status": "ok" }))
 }
 
 async fn readyz(state: web::Data<State>) -> HttpResponse {
     match state.ready() {
-        Ok(()) => HttpResponse::Ok()
-            .insert_header((header::CACHE_CONTROL, "no-store"))
-            .json(json!({ "ready": true, "id": state.node.id.as_str() })),
+        Ok(()) => {
+            let id = state.node.id.as_str();
+            answer(StatusCode::OK, &json!({ "ready": true, "id": id }))
+        }
         Err(reason) => problem(StatusCode::SERVICE_UNAVAILABLE, "not-ready", &reason),
     }
 }
@@ -388,9 +387,7 @@ async fn publish_config(
     }
     let mut roles = state.roles.iter();
     match roles.find_map(|role| role.publish_config(&name, &asked)) {
-        Some(document) => HttpResponse::Ok()
-            .insert_header((header::CACHE_CONTROL, "no-store"))
-            .json(document),
+        Some(document) => answer(StatusCode::OK, &document),
         None => problem(
             StatusCode::NOT_FOUND,
             "not-found",
@@ -438,45 +435,26 @@ async fn not_found(request: HttpRequest) -> HttpResponse {
     problem(StatusCode::NOT_FOUND, "not-found", &detail)
 }
 
-async fn method_not_allowed() -> HttpResponse {
+fn method_not_allowed(allow: &'static str) -> HttpResponse {
     let mut response = problem(
         StatusCode::METHOD_NOT_ALLOWED,
         "method-not-allowed",
-        "this resource is read with GET",
+        &format!("this resource takes {allow}"),
     );
-    response
-        .headers_mut()
-        .insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
+    let allow = header::HeaderValue::from_static(allow);
+    response.headers_mut().insert(header::ALLOW, allow);
     response
 }
 
-async fn post_only() -> HttpResponse {
-    let mut response = problem(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "method-not-allowed",
-        "this takes POST",
-    );
-    response
-        .headers_mut()
-        .insert(header::ALLOW, header::HeaderValue::from_static("POST"));
-    response
+fn problem(status: StatusCode, kind: &str, detail: &str) -> HttpResponse {
+    problem::problem(status, kind, None, detail)
 }
 
-/// An error answer (RFC 9457) with a type of ours.
-pub fn problem(status: StatusCode, kind: &str, detail: &str) -> HttpResponse {
-    let body = json!({
-        "type": format!("urn:headwater:problem:{kind}"),
-        "title": status.canonical_reason().unwrap_or("Error"),
-        "status": status.as_u16(),
-        "detail": detail,
-    });
-    let problem_json = "application/problem+json"
-        .parse()
-        .map_or_else(|_| ContentType::json(), ContentType);
+/// Of what is true now only.
+fn answer(status: StatusCode, what: &Value) -> HttpResponse {
     HttpResponse::build(status)
-        .insert_header(problem_json)
         .insert_header((header::CACHE_CONTROL, "no-store"))
-        .body(body.to_string())
+        .json(what)
 }
 
 impl State {
@@ -486,9 +464,7 @@ impl State {
         let now = self.node.clock.wall().unix_micros() / 1000;
         body.insert("time_ms".to_owned(), now.into());
         body.insert(name.to_owned(), Value::Array(items));
-        HttpResponse::Ok()
-            .insert_header((header::CACHE_CONTROL, "no-store"))
-            .json(body)
+        answer(StatusCode::OK, &Value::Object(body))
     }
 
     fn ready(&self) -> Result<(), String> {
@@ -535,6 +511,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use actix_web::body::to_bytes;
+    use actix_web::http::Method;
     use actix_web::test as web_test;
     use futures_util::FutureExt;
     use tokio_util::sync::CancellationToken;
@@ -618,10 +595,10 @@ mod tests {
     }
 
     async fn get(state: &web::Data<State>, path: &str) -> (u16, String, String) {
-        answer(state, web_test::TestRequest::get().uri(path)).await
+        ask(state, web_test::TestRequest::get().uri(path)).await
     }
 
-    async fn answer(
+    async fn ask(
         state: &web::Data<State>,
         request: web_test::TestRequest,
     ) -> (u16, String, String) {
@@ -707,7 +684,7 @@ mod tests {
             if let Some(origin) = origin {
                 request = request.insert_header((header::ORIGIN, origin));
             }
-            let (status, _, body) = answer(&state, request).await;
+            let (status, _, body) = ask(&state, request).await;
             let body: Value = serde_json::from_str(&body).expect("json");
             let kind = body["type"]
                 .as_str()
@@ -722,6 +699,8 @@ mod tests {
             let foreign = post(path, Some("https://evil.example")).await;
             assert_eq!(foreign, (403, "forbidden".to_owned()));
             assert_eq!(get(&state, path).await.0, 405);
+            let head = web_test::TestRequest::default().method(Method::HEAD);
+            assert_eq!(ask(&state, head.uri(path)).await.0, 405);
         }
         for (path, status, kind) in [
             ("/api/v1/viewers/8/kick", 404, "no-viewer"),
@@ -793,6 +772,30 @@ mod tests {
         state.node.shutdown.cancel();
         assert!(get(&state, "/readyz").await.2.contains("stopping"));
         assert_eq!(get(&state, "/healthz").await.0, 200, "it still lives");
+    }
+
+    #[actix_rt::test]
+    async fn what_is_read_is_there_for_head_too_and_takes_nothing_else() {
+        let state = state(vec![role(vec![json!({ "name": "live/a" })])]);
+        let pages = page::FILES.map(|(path, ..)| path);
+        let rest = [
+            "/healthz",
+            "/readyz",
+            "/metrics",
+            "/api/v1/streams",
+            "/api/v1/viewers",
+            "/api/v1/nodes",
+            "/api/v1/publish-config/live/a",
+        ];
+        for path in pages.into_iter().chain(rest) {
+            let status = async |method: Method| {
+                let request = web_test::TestRequest::default().method(method);
+                ask(&state, request.uri(path)).await.0
+            };
+            assert_eq!(status(Method::GET).await, 200, "{path}");
+            assert_eq!(status(Method::HEAD).await, 200, "{path}");
+            assert_eq!(status(Method::POST).await, 405, "{path}");
+        }
     }
 
     #[actix_rt::test]

@@ -9,7 +9,7 @@
 //! | [`directory`], [`announce`] | who is alive, who owns which stream; this node's record |
 //! | [`grpc`], [`replication`] | the gRPC port; how streams are passed on to other nodes |
 //! | [`listen`], [`address`] | TCP ports; what an address is counted by |
-//! | [`admin`], [`telemetry`], [`drain`] | health, metrics and API; logs; stopping |
+//! | [`admin`], [`problem`], [`telemetry`], [`drain`] | health, metrics and API; how errors are told; logs; stopping |
 //! | [`trace`] | spans of joins, publishers and drains, to a collector |
 
 pub mod actor;
@@ -25,6 +25,7 @@ pub mod drain;
 pub mod grpc;
 pub mod listen;
 pub mod node;
+pub mod problem;
 pub mod replication;
 pub mod telemetry;
 pub mod trace;

@@ -4,10 +4,10 @@ use std::fmt;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderName, HeaderValue};
-use actix_web::{HttpResponse, HttpResponseBuilder, ResponseError};
+use actix_web::{HttpResponse, ResponseError};
 use headwater_media::sdp::{FragmentError, OfferError, Refusal};
+use headwater_node::problem::problem;
 use rand::Rng;
-use serde_json::json;
 
 use crate::registry::OpenError;
 use crate::shard::{JoinError, RestartError};
@@ -332,21 +332,11 @@ impl ResponseError for Problem {
     }
 
     fn error_response(&self) -> HttpResponse {
-        let mut response = HttpResponseBuilder::new(self.status);
+        let mut response = problem(self.status, self.kind, Some(self.title), &self.detail);
+        let headers = response.headers_mut();
         for (name, value) in &self.headers {
-            response.insert_header((name.clone(), value.clone()));
+            headers.insert(name.clone(), value.clone());
         }
         response
-            .insert_header((header::CACHE_CONTROL, "no-store"))
-            .content_type("application/problem+json")
-            .body(
-                json!({
-                    "type": format!("urn:headwater:problem:{}", self.kind),
-                    "title": self.title,
-                    "status": self.status.as_u16(),
-                    "detail": self.detail,
-                })
-                .to_string(),
-            )
     }
 }

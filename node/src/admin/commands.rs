@@ -5,13 +5,13 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{self, HeaderMap};
+use actix_web::http::header::HeaderMap;
 use actix_web::{HttpRequest, HttpResponse, web};
 use headwater_media::id::{InvalidStreamName, StreamName};
-use serde_json::{Value, json};
+use serde_json::json;
 use tracing::info;
 
-use super::{REPORT_DEADLINE, State, problem, too_slow};
+use super::{REPORT_DEADLINE, State, answer, problem, too_slow};
 
 /// Why a command is not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,7 +50,7 @@ pub(super) async fn drain(request: HttpRequest, state: web::Data<State>) -> Http
     }
     info!("asked to drain and stop");
     state.node.shutdown.cancel();
-    done(StatusCode::ACCEPTED, &json!({ "draining": true }))
+    answer(StatusCode::ACCEPTED, &json!({ "draining": true }))
 }
 
 /// `POST /api/v1/viewers/{id}/kick`.
@@ -71,7 +71,7 @@ pub(super) async fn kick_viewer(
         return Refusal::NoViewer(id).into();
     };
     info!(viewer, "a viewer was kicked");
-    done(StatusCode::OK, &json!({ "kicked": viewer }))
+    answer(StatusCode::OK, &json!({ "kicked": viewer }))
 }
 
 /// `POST /api/v1/streams/{app}/{stream}/kick`.
@@ -98,17 +98,11 @@ pub(super) async fn kick_publisher(
     match tokio::time::timeout(REPORT_DEADLINE, kick).await {
         Ok(true) => {
             info!(stream = %name, "a publisher was kicked");
-            done(StatusCode::OK, &json!({ "kicked": name.as_str() }))
+            answer(StatusCode::OK, &json!({ "kicked": name.as_str() }))
         }
         Ok(false) => Refusal::NoPublisher(name).into(),
         Err(_) => too_slow(),
     }
-}
-
-fn done(status: StatusCode, what: &Value) -> HttpResponse {
-    HttpResponse::build(status)
-        .insert_header((header::CACHE_CONTROL, "no-store"))
-        .json(what)
 }
 
 /// Whether a request may change something: one that no page sent, or one of our own page.
