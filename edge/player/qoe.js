@@ -2,6 +2,7 @@
 //
 // `played` is the time in which there should have been pictures: the page is seen, nobody paused it, and somebody publishes. `frozen` is the
 // part of it in which they stood still, as the browser has it (webrtc-stats, totalFreezesDuration), or were away because the session was lost.
+// A browser may decode nothing while the page is hidden, and calls that a freeze when it ends: what was before the page was shown doesn't count.
 
 import { linked } from './events.js';
 
@@ -27,6 +28,9 @@ export class Experience {
   #url = null;
   #dueAt = performance.now() + FIRST_MS;
   #seen = Experience.#nothing();
+  /** When the page was hidden and shown last. */
+  #hiddenAt = performance.now();
+  #shownAt = performance.now();
   /** The request whose first frame is awaited, and since when there is a pause that ends with that frame. */
   #askedAt = null;
   #lostAt = null;
@@ -41,6 +45,7 @@ export class Experience {
   /** `latencyOf(now, metadata)` says how old a frame is that is shown. */
   constructor(video, headers, latencyOf) {
     [this.#video, this.#headers, this.#latencyOf] = [video, headers, latencyOf];
+    document.addEventListener('visibilitychange', () => this.#turn());
   }
 
   static #nothing() {
@@ -58,9 +63,13 @@ export class Experience {
     this.#url = session.reports;
     // In a hidden tab nobody waits.
     this.#askedAt = moved || document.hidden ? null : session.askedAt;
-    this.#lostAt = lost && this.#last && !document.hidden ? this.#last.at : null;
-    // The browser counts a freeze when it ends, and this one didn't in the session that it began in.
-    if (this.#lostAt !== null) this.#seen.frozen += this.#last.at - this.#last.movedAt;
+    this.#lostAt = null;
+    if (lost && this.#last && !document.hidden) {
+      const { at, movedAt } = this.#last;
+      this.#lostAt = Math.max(at, this.#shownAt);
+      // The browser counts a freeze when it ends, and this one didn't in the session that it began in.
+      this.#seen.frozen += Math.max(0, at - Math.max(movedAt, this.#shownAt));
+    }
     [this.#last, this.#unseen] = [null, true];
     this.#arm();
   }
@@ -77,7 +86,8 @@ export class Experience {
     this.#last = { at: now, session, watched, frames, movedAt, freezes: stats.freezes ?? 0, frozen: 1000 * (stats.frozenSeconds ?? 0) };
     if (before?.session === session && before.watched && watched && playing) {
       this.#seen.played += Math.min(TICK_MAX_MS, now - before.at);
-      this.#seen.frozen += Math.max(0, this.#last.frozen - before.frozen);
+      const frozen = Math.max(0, this.#last.frozen - before.frozen);
+      this.#seen.frozen += Math.min(frozen, now - this.#shownAt);
       this.#seen.freezes += Math.max(0, this.#last.freezes - before.freezes);
     }
     if (now >= this.#sampleAt) this.#arm();
@@ -104,6 +114,19 @@ export class Experience {
         latency_ms: seen.latencies.map(whole),
       }),
     }).catch(() => {});
+  }
+
+  /** The page is hidden, or shown again. */
+  #turn() {
+    const now = performance.now();
+    if (document.hidden) {
+      this.#hiddenAt = now;
+      this.#askedAt = null;
+      if (this.#last) this.#last.watched = false;
+      return;
+    }
+    this.#shownAt = now;
+    if (this.#lostAt !== null) this.#lostAt += now - this.#hiddenAt;
   }
 
   #arm() {

@@ -74,6 +74,14 @@ impl Browser {
 }
 
 #[test]
+fn what_a_player_reports_is_what_its_viewer_saw() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/browser/qoe.mjs");
+    let output = Command::new("node").arg(script).output().expect("node");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{told}");
+}
+
+#[test]
 fn browser_sees_every_frame_in_order_and_hears_the_tone_in_sync() {
     let mut cluster = Cluster::split(Directory::Etcd, &Options::default());
     let url = cluster.rtmp_url("live/counter");
