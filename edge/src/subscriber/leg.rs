@@ -51,7 +51,7 @@ pub(super) struct Leg {
     pub(super) parent: Option<NodeId>,
     /// When the last upstream was lost, and who that was, until a unit of the next comes.
     pub(super) lost: Option<(Instant, Option<NodeId>)>,
-    /// The trace that the search is part of, until it has found somebody.
+    /// The trace that the first search is part of, until it has found somebody.
     pub(super) trace: Option<Context>,
     known: Vec<Alternative>,
     shunned: Vec<(Instant, NodeId)>,
@@ -107,6 +107,8 @@ impl Leg {
             changes.mark_unchanged();
             let named = self.named();
             let outcome = self.try_all().await;
+            // Who asked for the stream doesn't wait for what comes later, which goes on for as long as somebody watches.
+            self.trace = None;
             self.core.handle_disconnected();
             let state = match outcome {
                 Outcome::Stopped => return,
