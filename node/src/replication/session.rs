@@ -71,6 +71,8 @@ pub(super) struct Session {
     inbound: Streaming<wire::ToOrigin>,
     outbound: mpsc::Sender<Result<wire::ToEdge, Status>>,
     pongs: VecDeque<(wire::Ping, WallTime)>,
+    /// The stream begins here: nobody has sent its units before.
+    first: bool,
     /// The last message, once all that waits is sent.
     end: Option<to_edge::Message>,
     since: Instant,
@@ -93,6 +95,7 @@ impl Session {
             inbound: parts.inbound,
             outbound: parts.outbound,
             pongs: VecDeque::new(),
+            first: false,
             end: None,
             since,
             skips: 0,
@@ -233,6 +236,7 @@ impl Session {
         }
         match self.core.poll_output(self.clock.now()) {
             Some(Output::Info(info)) => {
+                self.first = info.path.depth() == 0;
                 let mut info: wire::StreamInfo = info.as_ref().into();
                 info.path.push(self.me.to_string());
                 Some(to_edge::Message::Info(info))
@@ -241,8 +245,7 @@ impl Session {
                 let bytes = u64::try_from(unit.payload.len()).unwrap_or(u64::MAX);
                 counter!(self.metrics.bytes).increment(bytes);
                 let mut sent = wire::Unit::from(unit.as_ref());
-                if sent.origin_delay_micros == 0 && unit.ingest_time != WallTime::default() {
-                    // Nobody has sent it before: this is the origin.
+                if self.first && unit.ingest_time != WallTime::default() {
                     let delay = self.clock.wall().since(unit.ingest_time).as_micros();
                     sent.origin_delay_micros = u32::try_from(delay).unwrap_or(u32::MAX);
                 }
