@@ -331,17 +331,25 @@ function measure({ time_ms: time, viewers: list }) {
 }
 
 async function refresh() {
+  let answers;
   try {
-    const [{ nodes: n }, { streams: s }, v] = await Promise.all(['nodes', 'streams', 'viewers'].map(read));
-    measure(v);
-    Object.assign(known, { nodes: n, streams: s, viewers: v.viewers });
-    refused = 0;
-    status('good', 'Up to date');
-    draw();
+    answers = await Promise.all(['nodes', 'streams', 'viewers'].map(read));
   } catch {
     refused += 1;
     // What is shown stays, but nobody should take it for now.
     if (refused > 1) status('silent', 'The node does not answer: this is how it was');
+    return;
+  }
+  refused = 0;
+  try {
+    const [{ nodes: n }, { streams: s }, v] = answers;
+    measure(v);
+    Object.assign(known, { nodes: n, streams: s, viewers: v.viewers });
+    status('good', 'Up to date');
+    draw();
+  } catch (error) {
+    reportError(error);
+    status('silent', 'This page does not understand the node: load it again');
   }
 }
 
