@@ -75,6 +75,11 @@ impl Timing {
             begun: None,
         }
     }
+
+    /// The hops of a batch that its last viewer's socket took at `sent`; none of what isn't measured, or had no viewers.
+    pub(crate) fn hops(&self, sent: Instant) -> Option<[Duration; 4]> {
+        Some(self.arrival?.hops(self.begun?, sent))
+    }
 }
 
 /// Tells a track's live pictures from those that were kept for whoever comes. Those come faster than they were made; from the first that don't
@@ -117,12 +122,8 @@ impl Recorder {
         }
     }
 
-    /// A picture reached its last viewer's socket at `sent`.
-    pub(crate) fn record(&self, timing: &Timing, sent: Instant) {
-        let (Some(arrival), Some(begun)) = (timing.arrival, timing.begun) else {
-            return;
-        };
-        let hops = arrival.hops(begun, sent);
+    /// A picture came to its last viewer by these hops.
+    pub(crate) fn record(&self, hops: [Duration; 4]) {
         for (histogram, hop) in self.hops.iter().zip(hops) {
             histogram.record(hop.as_secs_f64());
         }

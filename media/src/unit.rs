@@ -16,6 +16,16 @@ pub enum MediaKind {
     Audio,
 }
 
+impl MediaKind {
+    /// As logs and metrics call it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Video => "video",
+            Self::Audio => "audio",
+        }
+    }
+}
+
 /// Which of a publisher's tracks of one kind: the trackId of Enhanced RTMP v2, multitrack. Who sends one track of a kind sends the
 /// default. The number names a track and ranks nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

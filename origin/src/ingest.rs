@@ -17,14 +17,10 @@ pub(crate) struct Ingest {
 impl Ingest {
     /// A publisher's unit was taken.
     pub(crate) fn handle_unit(&mut self, kind: MediaKind, unit: &AccessUnit) {
-        let label = match kind {
-            MediaKind::Video => "video",
-            MediaKind::Audio => "audio",
-        };
-        counter!(INGEST_UNITS, "kind" => label).increment(1);
+        counter!(INGEST_UNITS, "kind" => kind.as_str()).increment(1);
         let gap = unit.discontinuity && unit.sequence > 0;
         if gap {
-            counter!(INGEST_GAPS, "kind" => label).increment(1);
+            counter!(INGEST_GAPS, "kind" => kind.as_str()).increment(1);
         }
         if let Some(interval) = self.keyframe_interval(unit) {
             histogram!(KEYFRAME_INTERVAL).record(interval);

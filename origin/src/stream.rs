@@ -376,11 +376,7 @@ impl Handler<Deliver> for StreamActor {
             self.core.handle_loss(kind, message.unit.track);
         }
         let bytes = u64::try_from(message.unit.payload.len()).unwrap_or(u64::MAX);
-        let label = match kind {
-            MediaKind::Video => "video",
-            MediaKind::Audio => "audio",
-        };
-        counter!(names::INGEST_BYTES, "kind" => label).increment(bytes);
+        counter!(names::INGEST_BYTES, "kind" => kind.as_str()).increment(bytes);
         match self.core.handle_unit(self.clock.now(), message.unit) {
             Ok(unit) => {
                 self.ingest.handle_unit(kind, &unit);

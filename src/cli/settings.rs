@@ -1,5 +1,6 @@
 //! The configuration's schema, and what must hold across its sections.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -209,29 +210,18 @@ impl Settings {
     pub(super) fn unreachable_origin(&self, role: Role) -> Option<String> {
         let origin = &self.origin;
         let shared = role == Role::Origin && !self.directory.etcd.is_empty();
-        let ip = origin.grpc.ip();
-        (shared && origin.advertise.is_empty() && (ip.is_unspecified() || ip.is_loopback())).then(
-            || {
-                format!(
-                    "this origin announces a loopback address to the cluster, since its gRPC listens on {}: give \
-                     --advertise http://HOST:PORT (origin.advertise), or edges on other machines won't reach it",
-                    origin.grpc
-                )
-            },
-        )
+        let problem = "this origin announces a loopback address to the cluster";
+        (shared && origin.advertise.is_empty() && is_local(origin.grpc))
+            .then(|| unreachable(problem, origin.grpc, "origin.advertise"))
     }
 
     /// The same for an edge that feeds others.
     pub(super) fn unreachable_edge(&self, role: Role) -> Option<String> {
         let edge = &self.edge;
         let grpc = edge.grpc.filter(|_| role == Role::Edge)?;
-        let ip = grpc.ip();
-        (edge.advertise.is_none() && (ip.is_unspecified() || ip.is_loopback())).then(|| {
-            format!(
-                "this edge tells others to be fed at a loopback address, since its gRPC listens on {grpc}: give \
-                 --advertise http://HOST:PORT (edge.advertise), or edges on other machines won't reach it"
-            )
-        })
+        let problem = "this edge tells others to be fed at a loopback address";
+        (edge.advertise.is_none() && is_local(grpc))
+            .then(|| unreachable(problem, grpc, "edge.advertise"))
     }
 
     /// How long stopping may take.
@@ -265,6 +255,18 @@ impl Settings {
             .parse()
             .expect("role names and the characters kept make an id")
     }
+}
+
+/// What listens there is announced with an address of this machine alone.
+fn is_local(listen: SocketAddr) -> bool {
+    listen.ip().is_unspecified() || listen.ip().is_loopback()
+}
+
+fn unreachable(problem: &str, grpc: SocketAddr, key: &str) -> String {
+    format!(
+        "{problem}, since its gRPC listens on {grpc}: give --advertise http://HOST:PORT ({key}), or edges on other \
+         machines won't reach it"
+    )
 }
 
 fn check_url(url: &str, schemes: &[&str]) -> anyhow::Result<()> {

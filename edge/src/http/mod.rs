@@ -125,16 +125,7 @@ impl EdgeState {
         if forwarded::is(request) {
             return Ok(());
         }
-        let Some(address) = peer(request) else {
-            return Ok(());
-        };
-        let now = self.node.clock.now();
-        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        if limiter.handle_request(now, address) {
-            Ok(())
-        } else {
-            Err(Problem::too_many_requests())
-        }
+        admit(&self.limiter, self.node.clock.now(), request)
     }
 }
 
@@ -354,6 +345,20 @@ async fn observe<B: MessageBody>(
     };
     counter!(metrics::REQUESTS, "route" => route, "status" => status).increment(1);
     Ok(answer)
+}
+
+/// Takes a token of the caller's address.
+fn admit(
+    limiter: &Mutex<limits::Limiter>,
+    now: Instant,
+    request: &HttpRequest,
+) -> Result<(), Problem> {
+    let mut limiter = limiter.lock().unwrap_or_else(PoisonError::into_inner);
+    if peer(request).is_none_or(|address| limiter.handle_request(now, address)) {
+        Ok(())
+    } else {
+        Err(Problem::too_many_requests())
+    }
 }
 
 fn peer(request: &HttpRequest) -> Option<IpAddr> {

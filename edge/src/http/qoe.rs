@@ -20,7 +20,7 @@ use super::metrics::{
     PLAYER_FIRST_FRAME, PLAYER_FREEZES, PLAYER_FROZEN, PLAYER_LATENCY, PLAYER_PLAYED,
     PLAYER_REPORTS,
 };
-use super::{EdgeState, auth, body, cors, peer};
+use super::{EdgeState, admit, auth, body, cors};
 
 pub(super) const METHODS: &str = "POST, OPTIONS";
 
@@ -71,15 +71,6 @@ impl Intake {
     /// Players are asked to report.
     pub(super) const fn open(&self) -> bool {
         self.per_second > 0
-    }
-
-    /// Its address hasn't sent too many.
-    fn admit(&self, now: Instant, request: &HttpRequest) -> Result<(), Problem> {
-        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        if peer(request).is_some_and(|address| !limiter.handle_request(now, address)) {
-            return Err(Problem::too_many_requests());
-        }
-        Ok(())
     }
 
     /// There is room for one more, of all viewers together.
@@ -193,7 +184,7 @@ async fn take(
     if !state.intake.open() {
         return Err(Problem::not_found("this edge takes no reports"));
     }
-    state.intake.admit(state.node.clock.now(), request)?;
+    admit(&state.intake.limiter, state.node.clock.now(), request)?;
     auth::check(state.config.play_token.as_ref(), request)?;
     if !body::is_type(request, JSON) && !body::is_type(request, TEXT) {
         return Err(Problem::media_type(JSON));

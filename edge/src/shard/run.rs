@@ -636,9 +636,11 @@ impl Shell {
         for timing in sent.finished {
             self.meter
                 .handle_fan_out(now.saturating_duration_since(timing.since));
-            if timing.begun.is_some() && timing.arrival.is_some() {
-                let latency = figures.latency.get_or_insert_with(Recorder::new);
-                latency.record(&timing, now);
+            if let Some(hops) = timing.hops(now) {
+                figures
+                    .latency
+                    .get_or_insert_with(Recorder::new)
+                    .record(hops);
             }
         }
         if now < self.meter.poll_timeout() {

@@ -177,9 +177,7 @@ impl Trunk {
                 .is_some_and(|other| other.epoch < info.epoch)
                 && other != leg
             {
-                let behind = inner.legs[other].take();
-                count_depth(behind.as_deref(), None);
-                inner.merge.handle_down(now, other);
+                inner.take(now, other);
             }
         }
         let before = inner.legs[leg].replace(Arc::clone(info));
@@ -283,9 +281,7 @@ impl Trunk {
 
     /// A leg doesn't bring the stream any more. True: another one does.
     fn detach(&self, now: Instant, inner: &mut Inner, leg: usize) -> bool {
-        let before = inner.legs[leg].take();
-        count_depth(before.as_deref(), None);
-        inner.merge.handle_down(now, leg);
+        let before = inner.take(now, leg);
         // Its replica is gone if this fails, and so will be the rest.
         let _ = self.hand_on(now, inner);
         self.connected.send_replace(inner.connected().count());
@@ -346,6 +342,14 @@ impl Inner {
     fn connected(&self) -> impl Iterator<Item = (usize, &Arc<StreamInfo>)> {
         let legs = self.legs.iter().enumerate();
         legs.filter_map(|(index, info)| Some((index, info.as_ref()?)))
+    }
+
+    /// A leg brings nothing more; what it was told.
+    fn take(&mut self, now: Instant, leg: usize) -> Option<Arc<StreamInfo>> {
+        let before = self.legs[leg].take();
+        count_depth(before.as_deref(), None);
+        self.merge.handle_down(now, leg);
+        before
     }
 
     fn tell(&mut self, state: UpstreamState) {
@@ -511,10 +515,6 @@ mod tests {
         })
     }
 
-    fn handle(trunk: &Trunk, leg: usize, info: &Arc<StreamInfo>) -> Standing {
-        trunk.handle_info(leg, info)
-    }
-
     /// The stream as it was described last to the replica.
     async fn described(told: &mut mpsc::UnboundedReceiver<Feed>) -> (u64, u32) {
         // What was posted is in the actor's mailbox.
@@ -532,20 +532,20 @@ mod tests {
     async fn an_upstream_with_an_older_publisher_does_not_count_until_it_has_the_newer() {
         let (trunk, mut told) = trunk();
         assert_eq!(
-            handle(&trunk, 0, &info(1, 0, &["o1", "e1"])),
+            trunk.handle_info(0, &info(1, 0, &["o1", "e1"])),
             Standing::Counts
         );
         assert_eq!(
-            handle(&trunk, 1, &info(1, 0, &["o1", "e2"])),
+            trunk.handle_info(1, &info(1, 0, &["o1", "e2"])),
             Standing::Counts
         );
         assert_eq!(
-            handle(&trunk, 0, &info(2, 0, &["o2", "e1"])),
+            trunk.handle_info(0, &info(2, 0, &["o2", "e1"])),
             Standing::Counts
         );
         assert!(!trunk.connected_by(1) && trunk.alone(0));
         assert_eq!(
-            handle(&trunk, 1, &info(1, 0, &["o1", "e2"])),
+            trunk.handle_info(1, &info(1, 0, &["o1", "e2"])),
             Standing::Behind
         );
         assert_eq!(*trunk.connected.borrow(), 1);
@@ -569,7 +569,7 @@ mod tests {
         assert_eq!(described(&mut told).await.0, 2);
         assert_eq!(trunk.told(), Some(UpstreamState::Lost));
         assert_eq!(
-            handle(&trunk, 1, &info(2, 0, &["o2", "e2"])),
+            trunk.handle_info(1, &info(2, 0, &["o2", "e2"])),
             Standing::Counts
         );
         assert_eq!(trunk.told(), Some(UpstreamState::Connected));
@@ -579,27 +579,27 @@ mod tests {
     async fn two_upstreams_never_come_through_one_edge() {
         let (trunk, _told) = trunk();
         assert_eq!(
-            handle(&trunk, 0, &info(1, 0, &["o1", "e1"])),
+            trunk.handle_info(0, &info(1, 0, &["o1", "e1"])),
             Standing::Counts
         );
         assert_eq!(
-            handle(&trunk, 1, &info(1, 0, &["o1", "e2"])),
+            trunk.handle_info(1, &info(1, 0, &["o1", "e2"])),
             Standing::Counts
         );
         // e1 was lost by its upstream, and is fed by e2 now.
         assert_eq!(
-            handle(&trunk, 0, &info(1, 0, &["o1", "e2", "e1"])),
+            trunk.handle_info(0, &info(1, 0, &["o1", "e2", "e1"])),
             Standing::Shares
         );
         assert!(!trunk.connected_by(0));
         // Only one of them leaves.
         assert_eq!(
-            handle(&trunk, 1, &info(1, 0, &["o1", "e2"])),
+            trunk.handle_info(1, &info(1, 0, &["o1", "e2"])),
             Standing::Counts
         );
         assert_eq!(trunk.others(0), ["e2".parse().unwrap()]);
         assert_eq!(
-            handle(&trunk, 0, &info(1, 0, &["o1"])),
+            trunk.handle_info(0, &info(1, 0, &["o1"])),
             Standing::Counts,
             "by the origin"
         );
@@ -608,21 +608,21 @@ mod tests {
     #[actix::test]
     async fn the_newest_description_is_told_whichever_upstream_knows_it() {
         let (trunk, mut told) = trunk();
-        handle(&trunk, 0, &info(1, 0, &["o1", "e1"]));
-        handle(&trunk, 1, &info(1, 3, &["o1", "e2"]));
+        trunk.handle_info(0, &info(1, 0, &["o1", "e1"]));
+        trunk.handle_info(1, &info(1, 3, &["o1", "e2"]));
         assert_eq!(described(&mut told).await, (1, 3));
-        handle(&trunk, 0, &info(1, 2, &["o1", "e1"]));
+        trunk.handle_info(0, &info(1, 2, &["o1", "e1"]));
         assert_eq!(described(&mut told).await, (1, 3));
         trunk.handle_down(1, None);
         assert_eq!(described(&mut told).await, (1, 3));
-        handle(&trunk, 0, &info(1, 4, &["o1", "e1"]));
+        trunk.handle_info(0, &info(1, 4, &["o1", "e1"]));
         assert_eq!(described(&mut told).await, (1, 4));
     }
 
     #[actix::test]
     async fn children_begin_anew_when_epochs_do() {
         let (trunk, _told) = trunk();
-        handle(&trunk, 0, &info(9, 0, &["o1"]));
+        trunk.handle_info(0, &info(9, 0, &["o1"]));
         let relay = trunk.relay.as_ref().unwrap();
         let mut child = relay.attach(&[], Want::default()).expect("described");
         trunk.reset();
@@ -634,7 +634,7 @@ mod tests {
             matches!(last, Some(Item::End(EndReason::Moved))),
             "{last:?}"
         );
-        handle(&trunk, 0, &info(1, 0, &["o1"]));
+        trunk.handle_info(0, &info(1, 0, &["o1"]));
         let again = relay.attach(&[], Want::default()).expect("described");
         assert_eq!(again.attachment.info.epoch, Epoch(1));
     }

@@ -328,10 +328,7 @@ impl Connection {
                 }
             }
             Event::Skipped(kind, reason) => {
-                let label = match kind {
-                    MediaKind::Video => "video",
-                    MediaKind::Audio => "audio",
-                };
+                let label = kind.as_str();
                 counter!(names::SKIPPED, "kind" => label, "reason" => reason.label()).increment(1);
                 if !live.said.contains(&(kind, reason)) {
                     live.said.push((kind, reason));
