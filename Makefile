@@ -14,7 +14,7 @@ BROWSER_MODULES := tests/browser/node_modules/.package-lock.json
 .PHONY: help run demo build test checks autoscaling bench chaos lab lint fmt deps test-deps clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Install what is missing, build, start a whole cluster in one process with a demo stream
 	@deploy/dev/deps.sh run
