@@ -73,6 +73,8 @@ pub struct Room {
     pub descendants: u32,
     /// How many levels of them there are (count).
     pub height: u32,
+    /// How many levels of them there may be, as far from the publisher as it is (count); 0: it doesn't say.
+    pub height_max: u32,
 }
 
 /// A node that has a stream and passes it on.

@@ -142,6 +142,7 @@ pub const fn room_from_wire(room: wire::Room) -> Room {
         load_percent: room.load_percent,
         descendants: room.descendants,
         height: room.height,
+        height_max: room.height_max,
     }
 }
 
@@ -152,6 +153,7 @@ pub const fn room_to_wire(room: Room) -> wire::Room {
         load_percent: room.load_percent,
         descendants: room.descendants,
         height: room.height,
+        height_max: room.height_max,
     }
 }
 

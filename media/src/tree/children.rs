@@ -21,7 +21,8 @@ const LOAD_STEP_PERCENT: u32 = 20;
 pub struct Config {
     /// Children that it takes per stream (count).
     pub fanout: usize,
-    /// How far from the publisher a child may be (count).
+    /// How far from the publisher a child may be (count). Children say how deep the trees below them may be, since those nodes refuse what
+    /// is deeper than they are told; an origin needs no bound of its own but [`PATH_NODES_MAX`](super::PATH_NODES_MAX).
     pub depth_max: usize,
     /// It also takes those who find no place below it. True at an origin: the stream is to be had nowhere else.
     pub overflows: bool,
@@ -266,11 +267,13 @@ impl Children {
             .map(|child| child.room.descendants.saturating_add(1))
             .fold(0, u32::saturating_add);
         let levels = self.children.iter().map(|child| child.room.height);
+        let below = path.map_or(0, |path| self.config.depth_max.saturating_sub(path.depth()));
         Room {
             free: u32::try_from(free).unwrap_or(u32::MAX),
             load_percent: self.load_percent,
             descendants,
             height: levels.max().map_or(0, |height| height.saturating_add(1)),
+            height_max: u32::try_from(below).unwrap_or(u32::MAX),
         }
     }
 
@@ -280,10 +283,12 @@ impl Children {
             let Some(node) = &child.node else {
                 return false;
             };
-            // Its own children are two further than this node, those that it would send somebody to three.
-            let far = depth + if child.room.free > 0 { 2 } else { 3 } + height(joining.room);
+            // It would be the child's own child, or that of one that the child sends it to.
+            let levels = height(joining.room) + if child.room.free > 0 { 1 } else { 2 };
+            let told = usize::try_from(child.room.height_max).unwrap_or(usize::MAX);
             !child.grpc_url.is_empty()
-                && far <= self.config.depth_max
+                && depth + 1 + levels <= self.config.depth_max
+                && (told == 0 || levels <= told)
                 && joining.node.as_ref() != Some(node)
                 && !joining.avoid.contains(node)
                 && (child.room.free > 0 || child.room.descendants > 0)
@@ -585,6 +590,44 @@ mod tests {
         again.redirects_left = 0;
         let again = take(&mut origin, &again);
         assert_eq!((origin.shed(old), origin.shed(again)), (None, None));
+    }
+
+    #[test]
+    fn nobody_is_sent_where_the_nodes_below_would_refuse_it_as_too_deep() {
+        let mut origin = origin(1);
+        origin.config.depth_max = 32;
+        let child = take(&mut origin, &joining("e1", 4));
+        let mut tall = joining("e2", 0);
+        tall.room.height = 2;
+        for (free, height_max, fits) in [
+            (1, 2, false),
+            (1, 3, true),
+            // It would send it on to one of its own.
+            (0, 3, false),
+            (0, 4, true),
+            // An older one doesn't say.
+            (1, 0, true),
+        ] {
+            let room = Room {
+                free,
+                height_max,
+                descendants: 4,
+                ..Room::default()
+            };
+            origin.handle_room(child, room);
+            let verdict = origin.judge(&tall, Capacity::Free);
+            let sent_on = matches!(verdict, Verdict::Redirect(_));
+            assert_eq!(sent_on, fits, "{free} {height_max}: {verdict:?}");
+            origin.handle_room(child, room);
+            let overflown = origin.join(&tall);
+            let shed = origin.shed(overflown).is_some();
+            assert_eq!(shed, fits && free > 0, "{free} {height_max}");
+            origin.leave(overflown);
+        }
+        let mut edge = Children::new(origin.config, id("e1"));
+        edge.config.depth_max = 5;
+        edge.handle_path(path(&["o1"]));
+        assert_eq!(edge.room().height_max, 4);
     }
 
     #[test]

@@ -90,6 +90,9 @@ pub struct Room {
     /// How many levels of them there are.
     #[prost(uint32, tag = "4")]
     pub height: u32,
+    /// How many levels of them there may be: how deep trees may be is each subscriber's own setting. 0: it doesn't say.
+    #[prost(uint32, tag = "5")]
+    pub height_max: u32,
 }
 /// The upstream feeds as many as it takes: ask these, best first. Comes instead of anything else, or later to one that was taken
 /// past that number while nobody else could feed it; the call ends.
