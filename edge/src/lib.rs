@@ -55,6 +55,7 @@ use headwater_node::admin::Report;
 use headwater_node::announce::{self, Announcement, Reading};
 use headwater_node::directory::{NodeRecord, Role};
 use headwater_node::grpc::{Bound, GrpcServer};
+use headwater_node::listen;
 use headwater_node::replication::{self, Feeding};
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
@@ -69,26 +70,7 @@ use crate::locate::LiveStream;
 use crate::placement::Placement;
 use crate::registry::{Options, Registry};
 use crate::sessions::Sessions;
-use crate::shard::{Shards, Threads, ViewerId};
-
-/// Why an edge did not start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// A listener could not be opened.
-    #[error("{what} can't listen on {address}: {source}")]
-    Listen {
-        /// Which listener.
-        what: &'static str,
-        /// Where it was to listen.
-        address: SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The shards could not be started.
-    #[error(transparent)]
-    Shards(shard::StartError),
-}
+use crate::shard::{Shards, StartError, Threads, ViewerId};
 
 /// A running edge.
 #[derive(Debug)]
@@ -119,32 +101,14 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
     let ended = Arc::new(move |viewer, reason| {
         told.ended(viewer, reason);
     });
-    let media = Threads::start(&config, &node.clock, &node.io, ended)
-        .await
-        .map_err(|error| match error {
-            shard::StartError::Bind { address, source } => StartError::Listen {
-                what: "media",
-                address,
-                source,
-            },
-            shard::StartError::BindTcp { address, source } => StartError::Listen {
-                what: "media over TCP",
-                address,
-                source,
-            },
-            error => StartError::Shards(error),
-        })?;
+    let media = Threads::start(&config, &node.clock, &node.io, ended).await?;
     let shards = media.shards().clone();
     let port = match config.grpc {
         Some(address) => match Bound::open(address, &node).await {
             Ok(port) => Some(port),
             Err(source) => {
                 media.stop().await;
-                return Err(StartError::Listen {
-                    what: "gRPC",
-                    address,
-                    source,
-                });
+                return Err(listen::Error::of("gRPC", address)(source).into());
             }
         },
         None => None,
@@ -233,11 +197,7 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
             }
             replicas.stop();
             forwarded.stop();
-            return Err(StartError::Listen {
-                what: "HTTP",
-                address,
-                source,
-            });
+            return Err(listen::Error::of("HTTP", address)(source).into());
         }
     };
     info!(

@@ -34,6 +34,7 @@ use serde_json::{Map, Value, json};
 use tracing::warn;
 
 use crate::directory::NodeRecord;
+use crate::listen;
 use crate::node::Node;
 use crate::problem;
 use crate::telemetry::{self, Metrics};
@@ -166,14 +167,6 @@ pub struct Admin {
     upkeep: tokio::task::JoinHandle<()>,
 }
 
-/// The admin server could not listen.
-#[derive(Debug, thiserror::Error)]
-#[error("can't listen on {addr}: {source}")]
-pub struct StartError {
-    addr: SocketAddr,
-    source: std::io::Error,
-}
-
 struct State {
     node: Node,
     hosts: Vec<String>,
@@ -191,14 +184,14 @@ pub fn start(
     node: Node,
     metrics: Metrics,
     roles: Vec<Arc<dyn Report>>,
-) -> Result<Admin, StartError> {
-    let Config { listen, hosts } = config;
-    let failed = |source| StartError {
-        addr: listen,
-        source,
-    };
-    let socket = TcpListener::bind(listen).map_err(failed)?;
-    let addr = socket.local_addr().map_err(failed)?;
+) -> Result<Admin, listen::Error> {
+    let Config {
+        listen: address,
+        hosts,
+    } = config;
+    let failed = listen::Error::of("the admin port", address);
+    let socket = TcpListener::bind(address).map_err(&failed)?;
+    let addr = socket.local_addr().map_err(&failed)?;
     let upkeep = node.io.spawn(keep_up(metrics.clone()));
     let panics = Mutex::new(PanicWindow {
         start: node.clock.now(),

@@ -8,6 +8,26 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// Connections that the kernel holds until they are accepted (count).
 const BACKLOG: i32 = 1024;
 
+/// A port that can't be had.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} can't listen on {address}: {source}")]
+pub struct Error {
+    what: &'static str,
+    address: SocketAddr,
+    source: io::Error,
+}
+
+impl Error {
+    /// Makes what the system says of `address` an error that names who was to listen there.
+    pub fn of(what: &'static str, address: SocketAddr) -> impl Fn(io::Error) -> Self {
+        move |source| Self {
+            what,
+            address,
+            source,
+        }
+    }
+}
+
 /// Listens at `address`; an IPv6 one takes IPv4 too. It doesn't block, as tokio's listeners want it.
 ///
 /// # Errors

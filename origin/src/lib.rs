@@ -28,6 +28,7 @@ use headwater_node::admin::{PublishConfigRequest, Report};
 use headwater_node::announce::{self, Announcement, Reading};
 use headwater_node::directory::{NodeRecord, Role};
 use headwater_node::grpc::{Bound, GrpcServer};
+use headwater_node::listen;
 use headwater_node::replication::Feeding;
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
@@ -55,22 +56,6 @@ mod stream;
 
 pub use config::Config;
 
-/// Why an origin did not start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// A listener could not be opened.
-    #[error("{what} can't listen on {address}: {source}")]
-    Listen {
-        /// Which listener.
-        what: &'static str,
-        /// Where it was to listen.
-        address: SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
-    },
-}
-
 /// A running origin. Dropping it without [`Self::stop`] leaves it running until the process ends.
 #[derive(Debug)]
 pub struct Origin {
@@ -91,15 +76,11 @@ pub struct Origin {
 ///
 /// # Errors
 /// If a listener can't be opened.
-pub async fn start(config: Config, node: Node) -> Result<Origin, StartError> {
+pub async fn start(config: Config, node: Node) -> Result<Origin, listen::Error> {
     metrics::describe();
     let grpc = Bound::open(config.origin.grpc, &node)
         .await
-        .map_err(|source| StartError::Listen {
-            what: "gRPC",
-            address: config.origin.grpc,
-            source,
-        })?;
+        .map_err(listen::Error::of("gRPC", config.origin.grpc))?;
     let grpc_addr = grpc.address();
     let grpc_url = grpc.url(Some(&config.origin.advertise));
     let arbiters: Vec<Arbiter> = (0..config.origin.stream_threads.max(1))
@@ -119,11 +100,7 @@ pub async fn start(config: Config, node: Node) -> Result<Origin, StartError> {
         registry.clone(),
         &node,
     )
-    .map_err(|source| StartError::Listen {
-        what: "RTMP",
-        address: config.rtmp.listen,
-        source,
-    })?;
+    .map_err(listen::Error::of("RTMP", config.rtmp.listen))?;
     let children = tree::Config {
         fanout: config.origin.fanout,
         depth_max: tree::PATH_NODES_MAX,

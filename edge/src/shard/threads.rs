@@ -11,6 +11,7 @@ use headwater_media::ice;
 use headwater_media::rtp::ring::Limits;
 use headwater_media::sdp::Candidate;
 use headwater_node::clock::Clock;
+use headwater_node::listen;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::runtime::Handle;
@@ -42,28 +43,13 @@ pub(crate) struct Threads {
     tcp: Option<Serving>,
 }
 
-/// Why shards can't start.
+/// Why an edge can't start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// A media port can't be had.
-    #[error("the media address {address} can't be bound")]
-    Bind {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The port for media over TCP can't be had.
-    #[error("the media address {address} can't be bound for TCP")]
-    BindTcp {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    /// A port can't be had.
+    #[error(transparent)]
+    Listen(#[from] listen::Error),
     /// More shards than user fragments can name.
     #[error("{0} shards are more than any machine needs")]
     TooMany(usize),
@@ -122,7 +108,7 @@ impl Threads {
             return Err(StartError::TooMany(count));
         }
         let ips = public_ips(config)?;
-        let failed_tcp = |address| move |source| StartError::BindTcp { address, source };
+        let failed_tcp = |address| listen::Error::of("media over TCP", address);
         let listener = config
             .media_tcp()
             .map(|address| Listener::bind(address).map_err(failed_tcp(address)))
@@ -133,14 +119,14 @@ impl Threads {
         let mut addresses = Vec::with_capacity(count);
         for number in 0..count {
             let address = media_address(config.media, number, count)?;
-            let failed = |source| StartError::Bind { address, source };
+            let failed = listen::Error::of("media", address);
             let socket = socket::bind(
                 address,
                 config.send_buffer_bytes,
                 config.receive_buffer_bytes,
             )
-            .map_err(failed)?;
-            let address = socket.local_addr().map_err(failed)?;
+            .map_err(&failed)?;
+            let address = socket.local_addr().map_err(&failed)?;
             let at = |port| ips.iter().map(move |ip| SocketAddr::new(*ip, port));
             let candidates: Arc<[Candidate]> = at(address.port())
                 .map(Candidate::udp)
