@@ -11,6 +11,7 @@ pub(crate) mod demand;
 mod demux;
 mod fanout;
 pub(crate) mod feedback;
+mod figures;
 mod handshakes;
 mod inbound;
 pub(crate) mod load;

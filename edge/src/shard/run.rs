@@ -13,24 +13,20 @@ use headwater_media::ice::Path;
 use headwater_media::id::StreamName;
 use headwater_media::time::WallTime;
 use headwater_node::clock::Clock;
-use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use metrics::counter;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::abr::{Choose, Measured, RenditionsChanged, Switched};
-use crate::http::metrics::JOIN;
-use crate::latency::Recorder;
 use crate::metrics::{
-    BATCHES_DROPPED, BYTES_SENT, KEYFRAMES_RESENT, MAILBOX_FULL, PACED, PACKETS_SENT, RESENT,
-    SEND_DROPPED, SHARD_BUSY, SHARD_EGRESS, SHARD_LAG, SHARD_LOAD, SKIPPED, TCP_CONNECTIONS,
-    TRANSPORTS, VIEWERS, VIEWERS_ENDED, VIEWERS_JOINED,
+    KEYFRAMES_RESENT, MAILBOX_FULL, TCP_CONNECTIONS, VIEWERS_ENDED, VIEWERS_JOINED,
 };
 use crate::registry::ReplicaHandle;
 use crate::retransmit::Nacks;
 use crate::shard::connection::{Arrival, Claimed, Connections};
 use crate::shard::core::{Core, Event};
+use crate::shard::figures::Figures;
 use crate::shard::load::{Board, Meter};
 use crate::shard::outbox::Outbox;
-use crate::shard::paths::Transports;
 use crate::shard::socket::Socket;
 use crate::shard::{
     Command, Counters, Credentials, EndReason, Ended, Gone, Join, JoinError, Layers, Media,
@@ -99,69 +95,13 @@ pub(super) struct Shell {
     pub(super) ended: Ended,
 }
 
-/// What goes with a viewer outside the core.
-struct Viewer {
-    links: Links,
-}
-
 struct State {
-    viewers: HashMap<ViewerId, Viewer>,
+    /// The actors of each viewer.
+    viewers: HashMap<ViewerId, Links>,
     /// Counters of viewers that are about to be started.
     joining: HashMap<ViewerId, Arc<Counters>>,
     replicas: HashMap<StreamName, ReplicaHandle>,
     figures: Figures,
-}
-
-/// Metric handles, looked up once.
-struct Figures {
-    viewers: Gauge,
-    load: Gauge,
-    busy: Gauge,
-    lag: Gauge,
-    egress: Gauge,
-    video: Counter,
-    audio: Counter,
-    video_bytes: Counter,
-    audio_bytes: Counter,
-    resent: Counter,
-    skips: Counter,
-    dropped: Counter,
-    tcp_skips: Counter,
-    tcp_drops: Counter,
-    latency: Option<Recorder>,
-    paced: Histogram,
-    first: Histogram,
-    transports: Transports,
-    udp: Gauge,
-    tcp: Gauge,
-}
-
-impl Figures {
-    fn new(shard: usize) -> Self {
-        let of_shard = |name: &'static str| gauge!(name, "shard" => shard.to_string());
-        Self {
-            viewers: of_shard(VIEWERS),
-            load: of_shard(SHARD_LOAD),
-            busy: of_shard(SHARD_BUSY),
-            lag: of_shard(SHARD_LAG),
-            egress: of_shard(SHARD_EGRESS),
-            video: counter!(PACKETS_SENT, "kind" => "video"),
-            audio: counter!(PACKETS_SENT, "kind" => "audio"),
-            video_bytes: counter!(BYTES_SENT, "kind" => "video"),
-            audio_bytes: counter!(BYTES_SENT, "kind" => "audio"),
-            resent: counter!(RESENT),
-            skips: counter!(SKIPPED, "place" => "viewer"),
-            dropped: counter!(BATCHES_DROPPED),
-            tcp_skips: counter!(SKIPPED, "place" => "tcp"),
-            tcp_drops: counter!(SEND_DROPPED, "reason" => "tcp"),
-            latency: None,
-            paced: histogram!(PACED),
-            first: histogram!(JOIN, "phase" => "first_media"),
-            transports: Transports::default(),
-            udp: gauge!(TRANSPORTS, "transport" => "udp", "shard" => shard.to_string()),
-            tcp: gauge!(TRANSPORTS, "transport" => "tcp", "shard" => shard.to_string()),
-        }
-    }
 }
 
 impl Shell {
@@ -372,8 +312,8 @@ impl Shell {
                 waiting,
             } => {
                 drop(waiting);
-                if let Some(viewer) = state.viewers.get(&viewer) {
-                    viewer.links.choose.post(Choose { layers });
+                if let Some(links) = state.viewers.get(&viewer) {
+                    links.choose.post(Choose { layers });
                 }
             }
             Control::Stop { reply } => {
@@ -473,7 +413,7 @@ impl Shell {
                 packets,
             } => {
                 let count = self.core.handle_resend(now, viewer, kind, &packets, outbox);
-                state.figures.resent.increment(count);
+                state.figures.count_resent(count);
             }
             Command::Keyframe { viewer } => {
                 let resent = self.core.handle_keyframe(now, viewer);
@@ -489,12 +429,9 @@ impl Shell {
             Command::Probe { viewer, request } => self.core.handle_probe(now, viewer, request),
             Command::Need { viewer, need } => self.core.handle_need(viewer, need),
             Command::KeyframeAsked { viewer } => {
-                if let Some(viewer) = state.viewers.get(&viewer) {
+                if let Some(links) = state.viewers.get(&viewer) {
                     refused(
-                        viewer
-                            .links
-                            .keyframe
-                            .try_send(KeyframeAsked { by_viewer: false }),
+                        links.keyframe.try_send(KeyframeAsked { by_viewer: false }),
                         "viewer",
                     );
                 }
@@ -525,28 +462,22 @@ impl Shell {
                         &self.clock,
                         &self.command_sender,
                     );
-                    state.viewers.insert(viewer, Viewer { links });
+                    state.viewers.insert(viewer, links);
                 }
                 Event::Connected { viewer } => {
-                    if let Some(viewer) = state.viewers.get(&viewer) {
-                        viewer.links.connected.post(Connected);
+                    if let Some(links) = state.viewers.get(&viewer) {
+                        links.connected.post(Connected);
                     }
                 }
                 Event::Nacked { viewer, kind, lost } => {
-                    if let Some(viewer) = state.viewers.get(&viewer) {
-                        refused(
-                            viewer.links.nacks.try_send(Nacks { kind, lost }),
-                            "retransmit",
-                        );
+                    if let Some(links) = state.viewers.get(&viewer) {
+                        refused(links.nacks.try_send(Nacks { kind, lost }), "retransmit");
                     }
                 }
                 Event::KeyframeAsked { viewer } => {
-                    if let Some(viewer) = state.viewers.get(&viewer) {
+                    if let Some(links) = state.viewers.get(&viewer) {
                         refused(
-                            viewer
-                                .links
-                                .keyframe
-                                .try_send(KeyframeAsked { by_viewer: true }),
+                            links.keyframe.try_send(KeyframeAsked { by_viewer: true }),
                             "viewer",
                         );
                     }
@@ -556,20 +487,20 @@ impl Shell {
                     sample,
                     wait,
                 } => {
-                    if let Some(viewer) = state.viewers.get(&viewer) {
+                    if let Some(links) = state.viewers.get(&viewer) {
                         let measured = Measured { sample, wait };
-                        refused(viewer.links.measured.try_send(measured), "abr");
+                        refused(links.measured.try_send(measured), "abr");
                     }
                 }
                 Event::Switched { viewer, track } => {
-                    if let Some(viewer) = state.viewers.get(&viewer) {
-                        viewer.links.switched.post(Switched { track });
+                    if let Some(links) = state.viewers.get(&viewer) {
+                        links.switched.post(Switched { track });
                     }
                 }
                 Event::RenditionsChanged { viewers } => {
                     for viewer in viewers {
-                        if let Some(viewer) = state.viewers.get(&viewer) {
-                            viewer.links.renditions.post(RenditionsChanged);
+                        if let Some(links) = state.viewers.get(&viewer) {
+                            links.renditions.post(RenditionsChanged);
                         }
                     }
                 }
@@ -585,7 +516,7 @@ impl Shell {
                 } => {
                     state.joining.remove(&viewer);
                     if let Some(gone) = state.viewers.remove(&viewer) {
-                        gone.links.over.post(Over { reason });
+                        gone.over.post(Over { reason });
                     }
                     counter!(VIEWERS_ENDED, "reason" => reason.as_str()).increment(1);
                     tracing::debug!(%viewer, %stream, reason = reason.as_str(), "viewer gone");
@@ -610,38 +541,12 @@ impl Shell {
         let viewers = self.core.viewers();
         self.viewers.store(viewers, Ordering::Relaxed);
         let sent = self.core.take_sent();
-        let figures = &mut state.figures;
-        let transports = self.core.transports();
-        if figures.transports != transports {
-            let float = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
-            figures.udp.set(float(transports.udp));
-            figures.tcp.set(float(transports.tcp));
-            figures.transports = transports;
-        }
-        figures.video.increment(sent.video_packets);
-        figures.audio.increment(sent.audio_packets);
-        figures.video_bytes.increment(sent.video_bytes);
-        figures.audio_bytes.increment(sent.audio_bytes);
-        figures.skips.increment(sent.skips);
-        figures.tcp_skips.increment(sent.tcp_skips);
-        figures.tcp_drops.increment(sent.tcp_drops);
-        figures.dropped.increment(sent.dropped);
-        for took in sent.first {
-            figures.first.record(took.as_secs_f64());
-        }
-        for waited in sent.waited {
-            figures.paced.record(waited.as_secs_f64());
-        }
         let now = self.clock.now();
-        for timing in sent.finished {
+        state.figures.show_transports(self.core.transports());
+        state.figures.count_sent(now, &sent);
+        for timing in &sent.finished {
             self.meter
                 .handle_fan_out(now.saturating_duration_since(timing.since));
-            if let Some(hops) = timing.hops(now) {
-                figures
-                    .latency
-                    .get_or_insert_with(Recorder::new)
-                    .record(hops);
-            }
         }
         if now < self.meter.poll_timeout() {
             return;
@@ -650,12 +555,8 @@ impl Shell {
         let waiting = waiting.map(|since| now.saturating_duration_since(since));
         if let Some(reading) = self.meter.poll_reading(now, viewers, waiting, sent_bytes) {
             self.board.write(now, &reading);
-            figures.load.set(self.board.load(now, viewers).ratio);
-            figures.busy.set(reading.busy);
-            figures.lag.set(reading.lag_seconds);
-            figures.egress.set(reading.egress / 8.0);
-            let viewers = u32::try_from(viewers).unwrap_or(u32::MAX);
-            figures.viewers.set(f64::from(viewers));
+            let load = self.board.load(now, viewers).ratio;
+            state.figures.show_reading(&reading, load, viewers);
         }
     }
 
