@@ -44,12 +44,6 @@ impl MediaTime {
         self.0
     }
 
-    /// This position in a clock of `rate_hz`, rounded down.
-    pub fn in_clock(self, rate_hz: u32) -> i64 {
-        let scaled = i128::from(self.0) * i128::from(rate_hz);
-        i64::try_from(scaled.div_euclid(i128::from(TICKS_PER_SECOND))).unwrap_or(i64::MAX)
-    }
-
     /// Whole milliseconds, rounded down.
     pub const fn as_millis(self) -> i64 {
         self.0.div_euclid(TICKS_PER_SECOND / 1000)
@@ -147,7 +141,6 @@ mod tests {
                 "{samples} at {rate}"
             );
         }
-        assert_eq!(MediaTime::from_ticks(1920).in_clock(48_000), 1024);
     }
 
     #[test]

@@ -127,12 +127,6 @@ impl Configuration {
         Self::from_parameter_sets(merged.0, merged.1).map(Some)
     }
 
-    /// The codec's name in MIME types and MSE (RFC 6381 section 3.3): `avc1.42e01f`.
-    pub fn codec_string(&self) -> String {
-        let [profile, constraints, level] = self.profile_level_id;
-        format!("avc1.{profile:02x}{constraints:02x}{level:02x}")
-    }
-
     fn new(avcc: Bytes, sps: Vec<Bytes>, pps: Vec<Bytes>) -> Result<Self, Error> {
         let first = sps.first().ok_or(Error::Missing("SPS"))?;
         if pps.is_empty() {
@@ -359,7 +353,7 @@ mod tests {
         assert_eq!(found.avcc, hex(AVCC));
         assert_eq!((found.width, found.height), (1280, 720));
         assert_eq!(found.max_reorder_frames, Some(0));
-        assert_eq!(found.codec_string(), "avc1.4d401f");
+        assert_eq!(found.profile_level_id, [0x4d, 0x40, 0x1f]);
         assert_eq!(
             Configuration::from_parameter_sets(found.sps.clone(), found.pps.clone()),
             Ok(found)

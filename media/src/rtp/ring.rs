@@ -131,15 +131,8 @@ impl PacketRing {
         let start = self
             .newest_keyframe
             .and_then(|keyframe| self.position(keyframe));
-        self.range_from(start)
-    }
-
-    /// The batches from packet `index` on, beginning with the one that has it; none when the ring doesn't have it.
-    pub fn starting_at(
-        &self,
-        index: u64,
-    ) -> impl ExactSizeIterator<Item = &Arc<PacketBatch>> + DoubleEndedIterator {
-        self.range_from(self.position(index))
+        let start = start.unwrap_or(self.batches.len());
+        self.batches.range(start..).map(|kept| &kept.batch)
     }
 
     /// Index of the oldest packet.
@@ -193,14 +186,6 @@ impl PacketRing {
             .batches
             .partition_point(|kept| kept.batch.first_index <= index);
         after.checked_sub(1)
-    }
-
-    fn range_from(
-        &self,
-        start: Option<usize>,
-    ) -> impl ExactSizeIterator<Item = &Arc<PacketBatch>> + DoubleEndedIterator {
-        let start = start.unwrap_or(self.batches.len());
-        self.batches.range(start..).map(|kept| &kept.batch)
     }
 }
 
@@ -286,8 +271,6 @@ mod tests {
             let found = ring.get(index).map(|(batch, at)| (batch.first_index, at));
             assert_eq!(found, expected, "{index}");
         }
-        assert_eq!(ring.starting_at(27).len(), 2);
-        assert_eq!(ring.starting_at(30).len(), 0);
     }
 
     #[test]
