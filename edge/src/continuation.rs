@@ -45,27 +45,18 @@ impl Continuation {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use headwater_media::id::TrackId;
-    use headwater_media::time::WallTime;
+    use headwater_media::testkit;
 
     use super::*;
 
     fn unit(epoch: u64, millis: i64) -> AccessUnit {
-        AccessUnit {
-            track: TrackId::SOURCE_VIDEO,
-            epoch: Epoch(epoch),
-            sequence: 0,
-            configuration_id: 0,
-            dts: MediaTime::from_millis(millis),
-            pts: MediaTime::from_millis(millis),
-            keyframe: true,
-            discardable: false,
-            discontinuity: false,
-            payload: Bytes::new(),
-            ingest_time: WallTime::default(),
-            origin_delay: Duration::ZERO,
-        }
+        testkit::unit(
+            TrackId::SOURCE_VIDEO,
+            epoch,
+            0,
+            MediaTime::from_millis(millis),
+        )
     }
 
     #[test]

@@ -384,6 +384,7 @@ impl Drop for ChildHold {
 )]
 pub(crate) mod tests {
     use actix::{Context, Handler};
+    use headwater_media::testkit;
 
     use super::*;
 
@@ -418,27 +419,10 @@ pub(crate) mod tests {
     #[test]
     fn a_stream_opens_when_it_can_be_shown_or_is_held() {
         let describe = |publishing, settled, tracks: usize| {
-            let track = headwater_media::track::Track {
-                id: headwater_media::id::TrackId::OPUS,
-                rendition: "source".into(),
-                configuration: Arc::new(Configuration::Opus(
-                    headwater_media::codec::opus::Configuration {
-                        channels: 2,
-                        pre_skip: 312,
-                    },
-                )),
-                configuration_id: 0,
-                bitrate: headwater_media::id::Bitrate(0),
-                reordered: false,
-            };
             Some(Arc::new(StreamInfo {
-                name: "live/a".parse().unwrap(),
-                epoch: headwater_media::id::Epoch(1),
-                tracks: vec![track; tracks],
                 publishing,
-                audio_problem: None,
                 settled,
-                path: headwater_media::tree::Path::default(),
+                ..testkit::stream_info(1, vec![testkit::opus_track(); tracks])
             }))
         };
         let info = |publishing, tracks| describe(publishing, true, tracks);

@@ -210,12 +210,11 @@ impl Child {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use headwater_media::id::Epoch;
     use headwater_media::testkit;
-    use headwater_media::time::{MediaTime, WallTime};
-    use headwater_media::track::{Configuration, Track};
-    use headwater_media::tree::{Config, Path};
+    use headwater_media::time::MediaTime;
+    use headwater_media::track::Configuration;
+    use headwater_media::tree::Config;
     use headwater_node::replication::Feeding;
 
     use super::*;
@@ -233,39 +232,17 @@ mod tests {
 
     fn info(epoch: u64) -> Arc<StreamInfo> {
         let configuration = Configuration::H264(testkit::h264_configuration());
-        Arc::new(StreamInfo {
-            name: "live/demo".parse().unwrap(),
-            epoch: Epoch(epoch),
-            tracks: vec![Track {
-                id: TrackId::SOURCE_VIDEO,
-                rendition: "source".into(),
-                configuration: Arc::new(configuration),
-                configuration_id: 0,
-                bitrate: headwater_media::id::Bitrate(0),
-                reordered: false,
-            }],
-            publishing: true,
-            audio_problem: None,
-            settled: true,
-            path: Path::default(),
-        })
+        let video = testkit::track(TrackId::SOURCE_VIDEO, configuration);
+        Arc::new(testkit::stream_info(epoch, vec![video]))
     }
 
     fn unit(epoch: u64, sequence: u64) -> Arc<AccessUnit> {
-        Arc::new(AccessUnit {
-            track: TrackId::SOURCE_VIDEO,
-            epoch: Epoch(epoch),
+        Arc::new(testkit::unit(
+            TrackId::SOURCE_VIDEO,
+            epoch,
             sequence,
-            configuration_id: 0,
-            dts: MediaTime::ZERO,
-            pts: MediaTime::ZERO,
-            keyframe: true,
-            discardable: false,
-            discontinuity: false,
-            payload: Bytes::new(),
-            ingest_time: WallTime::default(),
-            origin_delay: std::time::Duration::ZERO,
-        })
+            MediaTime::ZERO,
+        ))
     }
 
     #[test]

@@ -243,7 +243,7 @@ mod tests {
     use headwater_media::id::{Bitrate, Epoch, TrackId};
     use headwater_media::rtp::ring::Limits;
     use headwater_media::testkit;
-    use headwater_media::track::{Configuration, StreamInfo, Track};
+    use headwater_media::track::{Configuration, Track};
 
     use super::*;
     use crate::shard::Preference;
@@ -267,15 +267,7 @@ mod tests {
     #[actix_rt::test]
     async fn whoever_keeps_asking_gets_one_gop_for_it() {
         let (commands, mut asked) = mpsc::channel(64);
-        let info = StreamInfo {
-            name: "live/a".parse().unwrap(),
-            epoch: Epoch(1),
-            tracks: Vec::new(),
-            publishing: true,
-            audio_problem: None,
-            settled: true,
-            path: headwater_media::tree::Path::default(),
-        };
+        let info = testkit::stream_info(1, Vec::new());
         let counters = Arc::new(Counters::default());
         let stream = Stream::new(Arc::new(info), Limits::default());
         let links = ViewerActor::launch(
@@ -321,23 +313,12 @@ mod tests {
     #[actix_rt::test]
     async fn a_rendition_that_was_gone_for_a_moment_is_selected_again() {
         let (commands, mut asked) = mpsc::channel(64);
-        let bare = StreamInfo {
-            name: "live/a".parse().unwrap(),
-            epoch: Epoch(1),
-            tracks: Vec::new(),
-            publishing: true,
-            audio_problem: None,
-            settled: true,
-            path: headwater_media::tree::Path::default(),
-        };
+        let bare = testkit::stream_info(1, Vec::new());
         let mut whole = bare.clone();
+        let configuration = Configuration::H264(testkit::h264_configuration());
         whole.tracks.push(Track {
-            id: TrackId::SOURCE_VIDEO,
-            rendition: "source".into(),
-            configuration: Arc::new(Configuration::H264(testkit::h264_configuration())),
-            configuration_id: 0,
             bitrate: Bitrate(2_000_000),
-            reordered: false,
+            ..testkit::track(TrackId::SOURCE_VIDEO, configuration)
         });
         let stream = Stream::new(Arc::new(whole.clone()), Limits::default());
         let links = ViewerActor::launch(

@@ -150,23 +150,14 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::id::{Epoch, TrackId};
-    use crate::time::WallTime;
+    use crate::id::TrackId;
+    use crate::testkit;
 
     fn unit(track: TrackId, millis: i64, keyframe: bool, bytes: usize) -> Arc<AccessUnit> {
         Arc::new(AccessUnit {
-            track,
-            epoch: Epoch(1),
-            sequence: 0,
-            configuration_id: 0,
-            dts: MediaTime::from_millis(millis),
-            pts: MediaTime::from_millis(millis),
             keyframe,
-            discardable: false,
-            discontinuity: false,
             payload: Bytes::from(vec![0; bytes]),
-            ingest_time: WallTime::default(),
-            origin_delay: Duration::ZERO,
+            ..testkit::unit(track, 1, 0, MediaTime::from_millis(millis))
         })
     }
 

@@ -2,13 +2,16 @@
 //!
 //! Behind the feature `testkit`; no production code depends on it. Everything repeats from its seed.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::codec::h264;
-use crate::id::{Epoch, TrackId};
+use crate::codec::{h264, opus};
+use crate::id::{Bitrate, Epoch, TrackId};
 use crate::time::{MediaTime, WallTime};
+use crate::track::{Configuration, StreamInfo, Track};
+use crate::tree::Path;
 use crate::unit::AccessUnit;
 
 pub use crate::lab::{Conditions, Link, Loss, Rng, Tally};
@@ -20,6 +23,62 @@ pub use crate::lab::{Conditions, Link, Loss, Rng, Tally};
 )]
 pub fn start() -> Instant {
     Instant::now()
+}
+
+/// A unit that a decoder can start at, of nothing, shown at `at`. What a test is about it sets itself:
+/// `AccessUnit { keyframe: false, ..testkit::unit(…) }`.
+pub fn unit(track: TrackId, epoch: u64, sequence: u64, at: MediaTime) -> AccessUnit {
+    AccessUnit {
+        track,
+        epoch: Epoch(epoch),
+        sequence,
+        configuration_id: 0,
+        dts: at,
+        pts: at,
+        keyframe: true,
+        discardable: false,
+        discontinuity: false,
+        payload: Bytes::new(),
+        ingest_time: WallTime::default(),
+        origin_delay: Duration::ZERO,
+    }
+}
+
+/// A track as the publisher sends it.
+pub fn track(id: TrackId, configuration: Configuration) -> Track {
+    Track {
+        id,
+        rendition: "source".into(),
+        configuration: Arc::new(configuration),
+        configuration_id: 0,
+        bitrate: Bitrate(0),
+        reordered: false,
+    }
+}
+
+/// The Opus track that origins make.
+pub fn opus_track() -> Track {
+    let configuration = opus::Configuration {
+        channels: 2,
+        pre_skip: 312,
+    };
+    track(TrackId::OPUS, Configuration::Opus(configuration))
+}
+
+/// `live/demo` at its origin, with these tracks and no more to come.
+///
+/// # Panics
+/// Never: the name is valid.
+pub fn stream_info(epoch: u64, tracks: Vec<Track>) -> StreamInfo {
+    StreamInfo {
+        name: "live/demo".parse().expect("a name"),
+        epoch: Epoch(epoch),
+        tracks,
+        publishing: true,
+        audio_problem: None,
+        settled: true,
+        path: Path::default(),
+    }
 }
 
 /// The AVCDecoderConfigurationRecord that [`Video`] pretends to be coded with: x264, Main profile, 1280x720, no B-frames.
@@ -134,19 +193,12 @@ impl Iterator for Video {
         let frames = i64::try_from(self.sequence).unwrap_or(i64::MAX);
         let pts = MediaTime::from_samples(frames, options.frame_rate);
         let unit = AccessUnit {
-            track: options.track,
-            epoch: options.epoch,
-            sequence: self.sequence,
-            configuration_id: 0,
-            dts: pts,
-            pts,
             keyframe,
-            discardable: false,
             discontinuity: self.sequence == 0,
             payload,
             ingest_time: WallTime::from_unix_micros(FIRST_INGEST_MICROS)
                 .after(pts.since(MediaTime::ZERO)),
-            origin_delay: Duration::ZERO,
+            ..unit(options.track, options.epoch.0, self.sequence, pts)
         };
         self.sequence += 1;
         Some(unit)
@@ -193,21 +245,13 @@ impl Iterator for Audio {
         }
         let units = i64::try_from(self.sequence).unwrap_or(i64::MAX);
         let samples = units.saturating_mul(Self::SAMPLES);
-        let pts = MediaTime::from_samples(samples, crate::codec::opus::CLOCK_HZ);
+        let pts = MediaTime::from_samples(samples, opus::CLOCK_HZ);
         let unit = AccessUnit {
-            track: self.track,
-            epoch: self.epoch,
-            sequence: self.sequence,
-            configuration_id: 0,
-            dts: pts,
-            pts,
-            keyframe: true,
-            discardable: false,
             discontinuity: self.sequence == 0,
             payload: payload.freeze(),
             ingest_time: WallTime::from_unix_micros(FIRST_INGEST_MICROS)
                 .after(pts.since(MediaTime::ZERO)),
-            origin_delay: Duration::ZERO,
+            ..unit(self.track, self.epoch.0, self.sequence, pts)
         };
         self.sequence += 1;
         Some(unit)

@@ -143,12 +143,12 @@ fn track(track: &Track, observed: Option<&Observed>, repaired: bool) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::Duration;
 
     use bytes::Bytes;
     use headwater_media::codec::h264;
-    use headwater_media::id::{Bitrate, Epoch, TrackId};
+    use headwater_media::id::{Bitrate, TrackId};
+    use headwater_media::testkit;
 
     use super::*;
 
@@ -163,22 +163,12 @@ mod tests {
             height: 720,
             max_reorder_frames: Some(2),
         };
-        let info = StreamInfo {
-            name: "live/demo".parse().expect("a name"),
-            epoch: Epoch(1),
-            tracks: vec![Track {
-                id: TrackId::SOURCE_VIDEO,
-                rendition: "source".into(),
-                configuration: Arc::new(Configuration::H264(video)),
-                configuration_id: 0,
-                bitrate: Bitrate(1_500_000),
-                reordered: true,
-            }],
-            publishing: true,
-            audio_problem: None,
-            settled: true,
-            path: headwater_media::tree::Path::default(),
+        let track = Track {
+            bitrate: Bitrate(1_500_000),
+            reordered: true,
+            ..testkit::track(TrackId::SOURCE_VIDEO, Configuration::H264(video))
         };
+        let info = testkit::stream_info(1, vec![track]);
         let observed = [Observed {
             track: TrackId::SOURCE_VIDEO,
             units_per_second: 30.0,

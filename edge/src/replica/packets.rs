@@ -118,24 +118,20 @@ mod tests {
     use bytes::Bytes;
     use headwater_media::id::TrackId;
     use headwater_media::testkit;
-    use headwater_media::time::{MediaTime, WallTime};
+    use headwater_media::time::MediaTime;
 
     use super::*;
 
     fn unit(epoch: u64, sequence: u64) -> AccessUnit {
         AccessUnit {
-            track: TrackId::SOURCE_VIDEO,
-            epoch: Epoch(epoch),
-            sequence,
-            configuration_id: 0,
-            dts: MediaTime::from_millis(i64::try_from(sequence).unwrap() * 33),
-            pts: MediaTime::from_millis(i64::try_from(sequence).unwrap() * 33),
             keyframe: sequence.is_multiple_of(10),
-            discardable: false,
-            discontinuity: false,
             payload: Bytes::from_static(&[0, 0, 0, 1, 0x65]),
-            ingest_time: WallTime::default(),
-            origin_delay: Duration::ZERO,
+            ..testkit::unit(
+                TrackId::SOURCE_VIDEO,
+                epoch,
+                sequence,
+                MediaTime::from_millis(i64::try_from(sequence).unwrap() * 33),
+            )
         }
     }
 

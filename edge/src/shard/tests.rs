@@ -22,7 +22,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use headwater_media::codec::opus;
 use headwater_media::ice::{self, Path};
 use headwater_media::id::{Bitrate, Epoch, StreamName, TrackId};
 use headwater_media::rtp::batch::PacketBatch;
@@ -32,7 +31,7 @@ use headwater_media::rtx::Resend;
 use headwater_media::sdp::{ExtensionIds, Negotiated, NegotiatedMedia};
 use headwater_media::testkit::{self, Audio, Video, VideoOptions};
 use headwater_media::time::WallTime;
-use headwater_media::track::{Configuration, StreamInfo, Track};
+use headwater_media::track::{Configuration, StreamInfo};
 use headwater_media::unit::MediaKind;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -130,34 +129,11 @@ impl World {
     fn with(options: Options) -> Self {
         let start = testkit::start();
         let identity = Arc::new(Identity::generate().unwrap());
-        let track = |id, configuration| Track {
-            id,
-            rendition: "source".into(),
-            configuration: Arc::new(configuration),
-            configuration_id: 0,
-            bitrate: Bitrate(0),
-            reordered: false,
-        };
+        let video = Configuration::H264(testkit::h264_configuration());
+        let video = testkit::track(TrackId::SOURCE_VIDEO, video);
         let info = Arc::new(StreamInfo {
             name: name(),
-            epoch: Epoch(1),
-            tracks: vec![
-                track(
-                    TrackId::SOURCE_VIDEO,
-                    Configuration::H264(testkit::h264_configuration()),
-                ),
-                track(
-                    TrackId::OPUS,
-                    Configuration::Opus(opus::Configuration {
-                        channels: 2,
-                        pre_skip: 312,
-                    }),
-                ),
-            ],
-            publishing: true,
-            audio_problem: None,
-            settled: true,
-            path: headwater_media::tree::Path::default(),
+            ..testkit::stream_info(1, vec![video, testkit::opus_track()])
         });
         Self {
             core: Core::new(options, identity, StdRng::seed_from_u64(1), start),

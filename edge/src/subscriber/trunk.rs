@@ -423,11 +423,9 @@ fn path_depth(path: &Path) -> usize {
 #[cfg(test)]
 mod tests {
     use actix::{Actor, Context, Handler};
-    use bytes::Bytes;
-    use headwater_media::codec::opus;
-    use headwater_media::id::Bitrate;
-    use headwater_media::time::{MediaTime, WallTime};
-    use headwater_media::track::{Configuration, Track};
+    use headwater_media::testkit;
+    use headwater_media::time::MediaTime;
+    use headwater_media::track::Track;
     use headwater_media::tree::Config;
     use headwater_node::clock::Clock;
     use headwater_node::directory::memory::MemoryDirectory;
@@ -477,42 +475,23 @@ mod tests {
 
     fn info(epoch: u64, configuration_id: u32, path: &[&str]) -> Arc<StreamInfo> {
         let path: Vec<NodeId> = path.iter().map(|node| node.parse().unwrap()).collect();
+        let track = Track {
+            configuration_id,
+            ..testkit::opus_track()
+        };
         Arc::new(StreamInfo {
-            name: "live/demo".parse().unwrap(),
-            epoch: Epoch(epoch),
-            tracks: vec![Track {
-                id: TrackId::OPUS,
-                rendition: "source".into(),
-                configuration: Arc::new(Configuration::Opus(opus::Configuration {
-                    channels: 2,
-                    pre_skip: 312,
-                })),
-                configuration_id,
-                bitrate: Bitrate(0),
-                reordered: false,
-            }],
-            publishing: true,
-            audio_problem: None,
-            settled: true,
             path: path.into(),
+            ..testkit::stream_info(epoch, vec![track])
         })
     }
 
     fn unit(epoch: u64, sequence: u64) -> Arc<AccessUnit> {
-        Arc::new(AccessUnit {
-            track: TrackId::OPUS,
-            epoch: Epoch(epoch),
+        Arc::new(testkit::unit(
+            TrackId::OPUS,
+            epoch,
             sequence,
-            configuration_id: 0,
-            dts: MediaTime::ZERO,
-            pts: MediaTime::ZERO,
-            keyframe: true,
-            discardable: false,
-            discontinuity: false,
-            payload: Bytes::new(),
-            ingest_time: WallTime::default(),
-            origin_delay: Duration::ZERO,
-        })
+            MediaTime::ZERO,
+        ))
     }
 
     /// The stream as it was described last to the replica.

@@ -226,29 +226,18 @@ impl Track {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
     use crate::testkit;
-    use crate::time::{MediaTime, WallTime};
+    use crate::time::MediaTime;
 
     const GOP: u64 = 10;
 
     fn unit(epoch: u64, sequence: u64) -> Arc<AccessUnit> {
         Arc::new(AccessUnit {
-            track: TrackId::SOURCE_VIDEO,
-            epoch: Epoch(epoch),
-            sequence,
-            configuration_id: 0,
-            dts: MediaTime::ZERO,
-            pts: MediaTime::ZERO,
             keyframe: sequence.is_multiple_of(GOP),
-            discardable: false,
-            discontinuity: false,
-            payload: Bytes::new(),
-            ingest_time: WallTime::default(),
-            origin_delay: Duration::ZERO,
+            ..testkit::unit(TrackId::SOURCE_VIDEO, epoch, sequence, MediaTime::ZERO)
         })
     }
 

@@ -135,58 +135,30 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::codec::opus;
     use crate::gop_cache::Limits;
-    use crate::id::{Bitrate, Epoch};
+    use crate::id::Epoch;
     use crate::testkit;
-    use crate::time::{MediaTime, WallTime};
+    use crate::time::MediaTime;
     use crate::track::{Configuration, Track};
-    use crate::tree::Path;
 
     const VIDEO: TrackId = TrackId::SOURCE_VIDEO;
 
     fn info(epoch: u64, configuration_id: u32) -> Arc<StreamInfo> {
-        let track = |id, configuration| Track {
-            id,
-            rendition: "source".into(),
-            configuration: Arc::new(configuration),
+        let video = Configuration::H264(testkit::h264_configuration());
+        let tracks = [testkit::track(VIDEO, video), testkit::opus_track()];
+        let tracks = tracks.map(|track| Track {
             configuration_id,
-            bitrate: Bitrate(0),
-            reordered: false,
-        };
-        let opus = opus::Configuration {
-            channels: 2,
-            pre_skip: 312,
-        };
-        Arc::new(StreamInfo {
-            name: "live/demo".parse().unwrap(),
-            epoch: Epoch(epoch),
-            tracks: vec![
-                track(VIDEO, Configuration::H264(testkit::h264_configuration())),
-                track(TrackId::OPUS, Configuration::Opus(opus)),
-            ],
-            publishing: true,
-            audio_problem: None,
-            settled: true,
-            path: Path::default(),
-        })
+            ..track
+        });
+        Arc::new(testkit::stream_info(epoch, tracks.to_vec()))
     }
 
     fn unit(track: TrackId, epoch: u64, sequence: u64) -> Arc<AccessUnit> {
         let dts = MediaTime::from_millis(i64::try_from(sequence).unwrap() * 40);
         Arc::new(AccessUnit {
-            track,
-            epoch: Epoch(epoch),
-            sequence,
-            configuration_id: 0,
-            dts,
-            pts: dts,
             keyframe: track != VIDEO || sequence.is_multiple_of(10),
-            discardable: false,
-            discontinuity: false,
             payload: Bytes::from_static(&[0; 10]),
-            ingest_time: WallTime::default(),
-            origin_delay: Duration::ZERO,
+            ..testkit::unit(track, epoch, sequence, dts)
         })
     }
 

@@ -10,8 +10,6 @@ use super::clock::Exchange;
 use super::receiver::{self, Received};
 use super::sender::{self, GapReason};
 use super::*;
-use crate::codec::opus;
-use crate::id::Bitrate;
 use crate::time::{MediaTime, WallTime};
 use crate::track::{Configuration, StreamInfo, Track};
 use crate::unit::AccessUnit;
@@ -23,14 +21,6 @@ const FRAME: Duration = Duration::from_millis(40);
 const GOP: u64 = 25;
 
 fn info(epoch: u64) -> Arc<StreamInfo> {
-    let track = |id, configuration| Track {
-        id,
-        rendition: "source".into(),
-        configuration: Arc::new(configuration),
-        configuration_id: 0,
-        bitrate: Bitrate(0),
-        reordered: false,
-    };
     let video = h264::Configuration {
         avcc: Bytes::new(),
         sps: Vec::new(),
@@ -40,39 +30,20 @@ fn info(epoch: u64) -> Arc<StreamInfo> {
         height: 720,
         max_reorder_frames: None,
     };
-    let audio = opus::Configuration {
-        channels: 2,
-        pre_skip: 312,
-    };
-    Arc::new(StreamInfo {
-        name: "live/demo".parse().expect("a name"),
-        epoch: Epoch(epoch),
-        tracks: vec![
-            track(VIDEO, Configuration::H264(video)),
-            track(AUDIO, Configuration::Opus(audio)),
-        ],
-        publishing: true,
-        audio_problem: None,
-        settled: true,
-        path: crate::tree::Path::default(),
-    })
+    let video = testkit::track(VIDEO, Configuration::H264(video));
+    Arc::new(testkit::stream_info(
+        epoch,
+        vec![video, testkit::opus_track()],
+    ))
 }
 
 fn unit(track: TrackId, epoch: u64, sequence: u64, bytes: usize) -> Arc<AccessUnit> {
     let dts = MediaTime::from_millis(i64::try_from(sequence).expect("small") * 40);
     Arc::new(AccessUnit {
-        track,
-        epoch: Epoch(epoch),
-        sequence,
-        configuration_id: 0,
-        dts,
-        pts: dts,
         keyframe: track == AUDIO || sequence.is_multiple_of(GOP),
-        discardable: false,
-        discontinuity: false,
         payload: Bytes::from(vec![0; bytes]),
         ingest_time: WallTime::from_unix_micros(1_000_000),
-        origin_delay: Duration::ZERO,
+        ..testkit::unit(track, epoch, sequence, dts)
     })
 }
 

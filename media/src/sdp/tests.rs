@@ -1,15 +1,14 @@
 //! Offers of real players against streams of every shape, and offers of nobody against the parser.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::codec::{aac, h264, opus};
-use crate::id::{Bitrate, Epoch, TrackId};
+use crate::codec::{aac, h264};
+use crate::id::TrackId;
+use crate::testkit;
 use crate::track::{Configuration, StreamInfo, Track};
 
 const CHROMIUM: &str = include_str!("testdata/chromium-156-datachannel.sdp");
@@ -49,34 +48,18 @@ fn aac() -> Track {
 }
 
 fn opus() -> Track {
-    let configuration = opus::Configuration {
-        channels: 2,
-        pre_skip: 312,
-    };
-    track(TrackId::OPUS, Configuration::Opus(configuration), false)
+    testkit::opus_track()
 }
 
 fn track(id: TrackId, configuration: Configuration, reordered: bool) -> Track {
     Track {
-        id,
-        rendition: "source".into(),
-        configuration: Arc::new(configuration),
-        configuration_id: 0,
-        bitrate: Bitrate(0),
         reordered,
+        ..testkit::track(id, configuration)
     }
 }
 
 fn stream(tracks: Vec<Track>) -> StreamInfo {
-    StreamInfo {
-        name: "live/demo".parse().expect("a name"),
-        epoch: Epoch(1),
-        tracks,
-        publishing: true,
-        audio_problem: None,
-        settled: true,
-        path: crate::tree::Path::default(),
-    }
+    testkit::stream_info(1, tracks)
 }
 
 /// A High-profile stream with sound, as x264 and OBS make it.

@@ -155,26 +155,15 @@ impl Order {
 mod tests {
     use std::sync::Arc;
 
-    use bytes::Bytes;
-
     use super::*;
-    use crate::id::{Epoch, TrackId};
-    use crate::time::WallTime;
+    use crate::id::TrackId;
+    use crate::testkit;
 
     fn picture(dts: i64, pts: i64, keyframe: bool) -> Arc<AccessUnit> {
         Arc::new(AccessUnit {
-            track: TrackId::SOURCE_VIDEO,
-            epoch: Epoch(1),
-            sequence: 0,
-            configuration_id: 0,
-            dts: MediaTime::from_millis(dts),
             pts: MediaTime::from_millis(pts),
             keyframe,
-            discardable: false,
-            discontinuity: false,
-            payload: Bytes::new(),
-            ingest_time: WallTime::default(),
-            origin_delay: Duration::ZERO,
+            ..testkit::unit(TrackId::SOURCE_VIDEO, 1, 0, MediaTime::from_millis(dts))
         })
     }
 

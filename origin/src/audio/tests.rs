@@ -11,7 +11,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use headwater_media::codec::aac;
-use headwater_media::id::{Epoch, TrackId};
+use headwater_media::id::TrackId;
+use headwater_media::testkit;
 use headwater_media::time::{MediaTime, WallTime};
 use headwater_media::unit::AccessUnit;
 use headwater_node::actor::Undelivered;
@@ -115,18 +116,14 @@ impl Clip {
 
 fn unit(sequence: u64, millis: i64, payload: Bytes) -> Arc<AccessUnit> {
     Arc::new(AccessUnit {
-        track: TrackId::SOURCE_AUDIO,
-        epoch: Epoch(1),
-        sequence,
-        configuration_id: 0,
-        dts: MediaTime::from_millis(millis),
-        pts: MediaTime::from_millis(millis),
-        keyframe: true,
-        discardable: false,
-        discontinuity: false,
         payload,
         ingest_time: WallTime::from_unix_micros(1_000_000 + sequence),
-        origin_delay: Duration::ZERO,
+        ..testkit::unit(
+            TrackId::SOURCE_AUDIO,
+            1,
+            sequence,
+            MediaTime::from_millis(millis),
+        )
     })
 }
 

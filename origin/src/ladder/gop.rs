@@ -111,24 +111,15 @@ impl Gop {
 mod tests {
     use bytes::Bytes;
     use headwater_media::id::TrackId;
-    use headwater_media::time::WallTime;
+    use headwater_media::testkit;
 
     use super::*;
 
     fn unit(millis: i64, keyframe: bool, bytes: usize) -> Arc<AccessUnit> {
         Arc::new(AccessUnit {
-            track: TrackId::SOURCE_VIDEO,
-            epoch: Epoch(1),
-            sequence: 0,
-            configuration_id: 0,
-            dts: MediaTime::from_millis(millis),
-            pts: MediaTime::from_millis(millis),
             keyframe,
-            discardable: false,
-            discontinuity: false,
             payload: Bytes::from(vec![0; bytes]),
-            ingest_time: WallTime::default(),
-            origin_delay: Duration::ZERO,
+            ..testkit::unit(TrackId::SOURCE_VIDEO, 1, 0, MediaTime::from_millis(millis))
         })
     }
 

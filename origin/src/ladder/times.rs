@@ -118,28 +118,20 @@ impl Times {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use bytes::Bytes;
-    use headwater_media::id::{Epoch, TrackId};
+    use headwater_media::id::TrackId;
+    use headwater_media::testkit;
     use headwater_node::clock::Clock;
 
     use super::*;
 
     fn unit(dts: i64, pts: i64) -> AccessUnit {
         AccessUnit {
-            track: TrackId::SOURCE_VIDEO,
-            epoch: Epoch(1),
-            sequence: 0,
-            configuration_id: 0,
-            dts: MediaTime::from_ticks(dts),
             pts: MediaTime::from_ticks(pts),
             keyframe: false,
-            discardable: false,
-            discontinuity: false,
             payload: Bytes::from_static(b"12345"),
             ingest_time: WallTime::from_unix_micros(u64::try_from(pts).unwrap_or_default()),
-            origin_delay: Duration::ZERO,
+            ..testkit::unit(TrackId::SOURCE_VIDEO, 1, 0, MediaTime::from_ticks(dts))
         }
     }
 

@@ -143,23 +143,12 @@ impl<'a> Writer<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::id::{Epoch, TrackId};
-    use crate::time::{MediaTime, WallTime};
-
-    fn configuration() -> h264::Configuration {
-        let avcc = [
-            0x01, 0x4d, 0x40, 0x1f, 0xff, 0xe1, 0x00, 0x17, 0x67, 0x4d, 0x40, 0x1f, 0xda, 0x01,
-            0x40, 0x16, 0xec, 0x04, 0x40, 0x00, 0x00, 0x03, 0x00, 0x40, 0x00, 0x00, 0x0f, 0x03,
-            0xc6, 0x0c, 0xa8, 0x01, 0x00, 0x04, 0x68, 0xef, 0x3c, 0x80,
-        ];
-        h264::Configuration::parse(Bytes::copy_from_slice(&avcc)).expect("valid")
-    }
+    use crate::id::TrackId;
+    use crate::testkit::{self, h264_configuration};
+    use crate::time::MediaTime;
 
     fn unit(nals: &[Vec<u8>], keyframe: bool) -> AccessUnit {
         let mut payload = Vec::new();
@@ -169,18 +158,10 @@ mod tests {
             payload.extend_from_slice(nal);
         }
         AccessUnit {
-            track: TrackId::SOURCE_VIDEO,
-            epoch: Epoch(1),
-            sequence: 3,
-            configuration_id: 0,
-            dts: MediaTime::ZERO,
             pts: MediaTime::from_ticks(3000),
             keyframe,
-            discardable: false,
-            discontinuity: false,
             payload: payload.into(),
-            ingest_time: WallTime::default(),
-            origin_delay: Duration::ZERO,
+            ..testkit::unit(TrackId::SOURCE_VIDEO, 1, 3, MediaTime::ZERO)
         }
     }
 
@@ -233,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_keyframe_begins_with_its_parameter_sets_in_one_packet() {
-        let configuration = configuration();
+        let configuration = h264_configuration();
         let unit = unit(&[nal(0x06, 30), nal(0x65, 5000)], true);
         let batch = H264Packetizer::new(1100)
             .packetize(&unit, &configuration)
@@ -255,7 +236,7 @@ mod tests {
 
     #[test]
     fn small_units_share_a_packet_and_large_ones_are_cut_evenly() {
-        let configuration = configuration();
+        let configuration = h264_configuration();
         for (lengths, expected) in [
             (&[500][..], &[500][..]),
             (&[1100], &[1100]),
@@ -279,7 +260,7 @@ mod tests {
 
     #[test]
     fn indices_are_gapless_and_an_empty_unit_takes_none() {
-        let configuration = configuration();
+        let configuration = h264_configuration();
         let mut packetizer = H264Packetizer::new(1100);
         let mut expected = 0;
         for bytes in [100, 3000, 0, 1200] {
@@ -297,7 +278,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_goes_in_comes_out(lengths in proptest::collection::vec(prop_oneof![1_usize..64, 1_usize..6000], 1..12), max in 0_usize..1500, keyframe in any::<bool>()) {
-            let configuration = configuration();
+            let configuration = h264_configuration();
             let nals: Vec<_> = lengths.iter().map(|length| nal(0x41, *length)).collect();
             let batch = H264Packetizer::new(max).packetize(&unit(&nals, keyframe), &configuration).expect("has units");
             let limit = max.max(PAYLOAD_BYTES_MIN);
@@ -314,7 +295,7 @@ mod tests {
         fn random_payloads_never_panic(payload in proptest::collection::vec(prop_oneof![Just(0_u8), any::<u8>()], 0..300)) {
             let mut unit = unit(&[], true);
             unit.payload = payload.into();
-            let _ = H264Packetizer::new(64).packetize(&unit, &configuration());
+            let _ = H264Packetizer::new(64).packetize(&unit, &h264_configuration());
         }
     }
 }

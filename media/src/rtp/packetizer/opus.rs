@@ -35,29 +35,20 @@ impl OpusPacketizer {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use bytes::Bytes;
 
     use super::*;
-    use crate::id::{Epoch, TrackId};
+    use crate::id::TrackId;
+    use crate::testkit;
     use crate::time::{MediaTime, WallTime};
 
     fn unit(sequence: i64, bytes: usize) -> AccessUnit {
         let pts = MediaTime::from_samples(960 * sequence - 312, 48_000);
         AccessUnit {
-            track: TrackId::OPUS,
-            epoch: Epoch(1),
-            sequence: sequence.unsigned_abs(),
-            configuration_id: 0,
-            dts: pts,
-            pts,
-            keyframe: true,
-            discardable: false,
             discontinuity: sequence == 0,
             payload: Bytes::from(vec![7; bytes]),
             ingest_time: WallTime::from_unix_micros(5),
-            origin_delay: Duration::ZERO,
+            ..testkit::unit(TrackId::OPUS, 1, sequence.unsigned_abs(), pts)
         }
     }
 

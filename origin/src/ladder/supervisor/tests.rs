@@ -6,18 +6,12 @@ use headwater_media::flv::TagKind;
 use headwater_media::flv::demux::{self, Demuxer};
 use headwater_media::flv::reader::Reader;
 use headwater_media::id::{Bitrate, TrackId};
+use headwater_media::testkit::{self, AVCC};
 use headwater_media::time::WallTime;
 use headwater_media::unit::{MediaKind, SourceTrack};
 use headwater_node::clock::Clock;
 
 use super::*;
-
-/// x264, Main profile, 1280x720, no B-frames.
-const AVCC: &[u8] = &[
-    0x01, 0x4d, 0x40, 0x1f, 0xff, 0xe1, 0x00, 0x17, 0x67, 0x4d, 0x40, 0x1f, 0xda, 0x01, 0x40, 0x16,
-    0xec, 0x04, 0x40, 0x00, 0x00, 0x03, 0x00, 0x40, 0x00, 0x00, 0x0f, 0x03, 0xc6, 0x0c, 0xa8, 0x01,
-    0x00, 0x04, 0x68, 0xef, 0x3c, 0x80,
-];
 
 /// Ticks from picture to picture: 30 a second, which no millisecond measures.
 const FRAME: i64 = 3003;
@@ -91,18 +85,10 @@ impl Bench {
     fn unit(&self) -> Arc<AccessUnit> {
         let at = MediaTime::from_ticks(i64::try_from(self.sequence).expect("small") * FRAME);
         Arc::new(AccessUnit {
-            track: TrackId::SOURCE_VIDEO,
-            epoch: Epoch(1),
-            sequence: self.sequence,
-            configuration_id: 0,
-            dts: at,
-            pts: at,
             keyframe: self.sequence.is_multiple_of(self.gop),
-            discardable: false,
-            discontinuity: false,
             payload: picture(self.sequence.is_multiple_of(self.gop)),
             ingest_time: WallTime::from_unix_micros(1_000_000 + self.sequence),
-            origin_delay: Duration::ZERO,
+            ..testkit::unit(TrackId::SOURCE_VIDEO, 1, self.sequence, at)
         })
     }
 
