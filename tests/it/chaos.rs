@@ -90,13 +90,16 @@ impl Fault {
     /// The longest time without pictures for viewers whose edge is not what failed, of a fault that lasted so long.
     fn gap_max(self, lasted: Duration) -> Duration {
         match self {
-            Self::PublisherDies | Self::OriginDies => RECOVERY_MAX,
+            // Its publisher turns to the other one at once.
+            Self::OriginDies => seconds(2),
             // An edge further up was lost: found out, replaced and caught up with.
             Self::EdgeDies | Self::EtcdAndEdgeDie => Duration::from_millis(1500),
             // As long as it was away, and until the next attempt.
-            Self::OriginHangs | Self::EdgeHangs | Self::LinkFreezes | Self::LinkBreaks => {
-                lasted + Duration::from_millis(2500)
-            }
+            Self::PublisherDies
+            | Self::OriginHangs
+            | Self::EdgeHangs
+            | Self::LinkFreezes
+            | Self::LinkBreaks => lasted + Duration::from_millis(2500),
             Self::EdgeDrains
             | Self::OriginWithoutEtcd
             | Self::EdgeWithoutEtcd
@@ -420,6 +423,10 @@ impl Scene {
 
     /// A new viewer of the stream is admitted, whatever state the directory is in.
     fn newcomer(&mut self, edge: usize) {
+        if !self.feed.running() {
+            // A fault before this one isn't over.
+            return;
+        }
         let url = self.url(edge);
         let (code, report) = probe(&url, Duration::from_millis(1500), &["--wait", "10s"]);
         assert_eq!(code, 0, "{report:#}");

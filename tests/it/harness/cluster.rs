@@ -123,11 +123,17 @@ impl Node {
 
     /// Ends it as a crash would.
     pub(crate) fn kill(&mut self) {
+        if let Some(link) = &self.link {
+            link.refuse();
+        }
         self.process.kill();
     }
 
     /// Starts it again after its end, on the same ports.
     pub(crate) fn restart(&mut self) {
+        if let Some(link) = &self.link {
+            link.accept();
+        }
         self.process = run(&self.process.name, &self.command, &self.env);
         self.await_ready();
     }

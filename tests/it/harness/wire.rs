@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::pause;
+use super::{free_ports, pause};
 
 /// How soon a cut is noticed.
 const TURN: Duration = Duration::from_millis(20);
@@ -21,6 +21,8 @@ pub(crate) struct Wire {
 struct Shared {
     stop: AtomicBool,
     cut: AtomicBool,
+    /// Nobody listens at its far end, so that connections are refused.
+    refuses: AtomicBool,
     /// How often it was healed: connections from before it are lost then.
     healed: AtomicU64,
 }
@@ -33,13 +35,18 @@ impl Wire {
 
     /// To each of `ports` in turn, past those where nobody listens: a load balancer without affinity.
     pub(crate) fn among(mut ports: Vec<u16>) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let own = listener.local_addr().expect("bound").port();
-        listener.set_nonblocking(true).expect("a socket");
+        let own = free_ports(1);
+        let mut listener = Some(listen(own));
         let shared = Arc::new(Shared::default());
         let seen = Arc::clone(&shared);
         std::thread::spawn(move || {
             while !seen.stop.load(Ordering::Relaxed) {
+                if seen.refuses.load(Ordering::Relaxed) {
+                    listener = None;
+                    pause(TURN);
+                    continue;
+                }
+                let listener = listener.get_or_insert_with(|| listen(own));
                 match listener.accept() {
                     Ok((near, _)) => {
                         carry(near, &ports, &seen);
@@ -55,6 +62,18 @@ impl Wire {
     /// Where it takes connections.
     pub(crate) const fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Nobody listens behind it any more, which whoever connects is told.
+    pub(crate) fn refuse(&self) {
+        self.shared.refuses.store(true, Ordering::Relaxed);
+        // It was accepting just now.
+        pause(2 * TURN);
+    }
+
+    /// Somebody does again.
+    pub(crate) fn accept(&self) {
+        self.shared.refuses.store(false, Ordering::Relaxed);
     }
 
     /// From now on nothing arrives.
@@ -78,6 +97,12 @@ impl Drop for Wire {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
     }
+}
+
+fn listen(port: u16) -> TcpListener {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("a port of ours");
+    listener.set_nonblocking(true).expect("a socket");
+    listener
 }
 
 fn carry(near: TcpStream, ports: &[u16], shared: &Arc<Shared>) {
