@@ -123,8 +123,8 @@ fn latency_in_metrics_is_that_of_a_counter_in_the_picture() {
         text.lines().any(|line| line == reports).then_some(text)
     });
     let reported = Histogram::read(&metrics, "headwater_edge_player_latency_seconds", "");
-    let mut apart: Vec<f64> = (1..20)
-        .map(|twentieth| f64::from(twentieth) / 20.0)
+    let mut apart: Vec<f64> = (1..100)
+        .map(|percent| f64::from(percent) / 100.0)
         .map(|q| (reported.quantile(q) - quantile(&mut truth, q)).abs())
         .collect();
     let apart = quantile(&mut apart, 0.95);
