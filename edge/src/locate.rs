@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use headwater_media::id::{Epoch, StreamName};
+use headwater_media::tree::Answer;
 use headwater_node::Node;
 use headwater_node::directory::Upstream;
 use headwater_proto::replication::{ListStreamsRequest, LiveStream as WireStream};
@@ -45,11 +46,12 @@ pub async fn live_streams(node: &Node) -> Vec<LiveStream> {
     let asked = origins.into_iter().map(|origin| {
         let task_node = node.clone();
         node.io.spawn(async move {
-            let answer = tokio::time::timeout(LIST_TIMEOUT, ask(&task_node, &origin)).await;
-            answer.unwrap_or_else(|_| {
+            let answer = tokio::time::timeout(LIST_TIMEOUT, ask(&task_node, &origin, None)).await;
+            let answer = answer.unwrap_or_else(|_| {
                 debug!(%origin, "did not say in time what is live");
-                Vec::new()
-            })
+                None
+            });
+            answer.unwrap_or_default()
         })
     });
     let mut newest: BTreeMap<StreamName, (Epoch, bool)> = BTreeMap::new();
@@ -69,28 +71,56 @@ pub async fn live_streams(node: &Node) -> Vec<LiveStream> {
         .collect()
 }
 
-async fn ask(node: &Node, origin: &str) -> Vec<WireStream> {
+/// What an origin has, of one stream or all; none if it doesn't say.
+async fn ask(node: &Node, origin: &str, only: Option<&StreamName>) -> Option<Vec<WireStream>> {
     let connection = Connection::shared(node, origin, Purpose::Streams);
     let answer = async {
         let mut client = connection
             .replication()
             .await
             .map_err(|error| error.to_string())?;
-        let answer = client.list_streams(ListStreamsRequest {}).await;
+        let stream = only.map(ToString::to_string).unwrap_or_default();
+        let answer = client.list_streams(ListStreamsRequest { stream }).await;
         answer.map_err(|status| status.to_string())
     };
     match answer.await {
         Ok(answer) => {
             let mut streams = answer.into_inner().streams;
             streams.truncate(STREAMS_MAX);
-            streams
+            Some(streams)
         }
         Err(error) => {
             connection.discard();
             debug!(%origin, %error, "does not say what is live");
-            Vec::new()
+            None
         }
     }
+}
+
+/// What those say of a stream whom the directory names for it. Must run on the node's I/O runtime.
+pub(crate) async fn ask_owners(node: &Node, name: &StreamName) -> Answer {
+    let owners = upstreams(node, name);
+    if owners.is_empty() {
+        return Answer::HasNot;
+    }
+    let asked = owners.iter().map(|owner| {
+        let asked = ask(node, &owner.grpc_url, Some(name));
+        tokio::time::timeout(LIST_TIMEOUT, asked)
+    });
+    let answers = join_all(asked).await;
+    let has = |stream: &WireStream| stream.stream == name.as_str();
+    let said = answers
+        .iter()
+        .filter_map(|answer| answer.as_ref().ok()?.as_ref());
+    let mut answer = Answer::Silent;
+    for streams in said {
+        // An older node names all of them.
+        if streams.iter().any(has) {
+            return Answer::Has;
+        }
+        answer = Answer::HasNot;
+    }
+    answer
 }
 
 /// Where to subscribe to a stream, best first.

@@ -71,6 +71,7 @@ pub(crate) fn describe_metrics() {
         &[
             "not_found",
             "failed",
+            "refused",
             "redirected",
             "lost",
             "shed",
@@ -170,8 +171,10 @@ fn end_children_with(stop: CancellationToken, node: &Node, trunk: Arc<Trunk>) {
 enum Outcome {
     /// It has no such stream.
     NotFound,
-    /// It can't be reached, or refused.
+    /// It can't be reached, or is of no use.
     Failed,
+    /// It said no, as it may do for a moment only.
+    Refused,
     /// It feeds enough, and names others.
     Redirected(Vec<Alternative>),
     /// It served for a while and is lost, or has the stream no longer.
@@ -189,6 +192,7 @@ impl Outcome {
         match self {
             Self::NotFound => "not_found",
             Self::Failed => "failed",
+            Self::Refused => "refused",
             Self::Redirected(_) => "redirected",
             Self::Lost => "lost",
             Self::Shed => "shed",

@@ -1,7 +1,8 @@
 //! The tree that a stream takes through the cluster: who feeds whom, decided by redirection.
 //!
 //! No node knows the tree and nothing of it is written anywhere. Each node has two halves of the decision: [`Children`], whom it feeds and
-//! where it sends those that it doesn't, and [`Search`], whom a node that needs an upstream asks next. Two rules keep it a tree: a
+//! where it sends those that it doesn't, and [`Search`], whom a node that needs an upstream asks next; [`Patience`] is how long it stays with one
+//! that gets nothing itself. Two rules keep it a tree: a
 //! stream's description names the path that it came by, and who finds itself in it leaves; and who has no upstream takes nobody new.
 
 use std::sync::Arc;
@@ -9,9 +10,11 @@ use std::sync::Arc;
 use crate::id::NodeId;
 
 mod children;
+mod patience;
 mod search;
 
 pub use children::{Capacity, ChildId, Children, Config, Joining, Refusal, Verdict};
+pub use patience::{Answer, Patience};
 pub use search::{Candidate, Search};
 
 /// Nodes that a path may name (count). No configuration allows a tree so deep; a longer one comes of a fault.

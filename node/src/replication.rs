@@ -262,7 +262,7 @@ impl Service {
             counted,
         });
         if let Some(ping) = subscribe.ping {
-            session.handle_ping(&ping, arrived);
+            session.handle_ping(ping, arrived)?;
         }
         tokio::spawn(session.run());
         Ok(responses)
@@ -319,9 +319,11 @@ impl Replication for Service {
 
     async fn list_streams(
         &self,
-        _: Request<wire::ListStreamsRequest>,
+        request: Request<wire::ListStreamsRequest>,
     ) -> Result<Response<wire::ListStreamsResponse>, Status> {
-        let live = self.source.live().await.map_err(unattached)?;
+        let only = request.into_inner().stream;
+        let mut live = self.source.live().await.map_err(unattached)?;
+        live.retain(|live| only.is_empty() || live.name.as_str() == only);
         let streams = live.into_iter().map(|live| wire::LiveStream {
             stream: live.name.to_string(),
             epoch: live.epoch.0,

@@ -167,8 +167,16 @@ pub fn joining_from_wire(subscribe: &wire::Subscribe) -> Result<Joining, Error> 
         grpc_url: url(subscribe.grpc_url.clone())?,
         room: subscribe.room.map(room_from_wire).unwrap_or_default(),
         redirects_left: subscribe.redirects_left,
-        avoid: node_ids(subscribe.avoid.clone(), tree::AVOID_MAX, "avoid")?,
+        avoid: avoid_from_wire(subscribe.avoid.clone())?,
     })
+}
+
+/// Checks whom a subscriber avoids.
+///
+/// # Errors
+/// If they are no nodes, or too many.
+pub fn avoid_from_wire(avoid: Vec<String>) -> Result<Vec<NodeId>, Error> {
+    node_ids(avoid, tree::AVOID_MAX, "avoid")
 }
 
 /// Checks a [`wire::Redirect`].

@@ -15,6 +15,7 @@ mod forward;
 mod ladder;
 mod latency;
 mod operations;
+mod outage;
 mod overload;
 mod ownership;
 mod play;

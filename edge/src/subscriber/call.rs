@@ -8,8 +8,9 @@ use headwater_media::replication::clock::Exchange;
 use headwater_media::replication::receiver::{Output, Received};
 use headwater_media::time::WallTime;
 use headwater_media::track::StreamInfo;
-use headwater_media::tree::Candidate;
+use headwater_media::tree::{Candidate, Patience};
 use headwater_media::unit::AccessUnit;
+use headwater_node::backoff::jitter;
 use headwater_node::directory::Upstream;
 use headwater_node::trace::{self, Span};
 use headwater_proto::convert;
@@ -26,6 +27,10 @@ use super::{Outcome, Stopped};
 use crate::latency::CallClock;
 use crate::locate;
 use crate::upstream::{Connection, Purpose};
+
+mod orphaned;
+
+use orphaned::Asking;
 
 /// An origin that takes longer to accept a subscription is left for the next, and an edge, of which there are others.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -54,6 +59,10 @@ struct Call<'a> {
     begun: bool,
     /// Since when a newer publisher is known than this call brings.
     moved_since: Option<Instant>,
+    /// For an upstream that gets nothing itself.
+    patience: Patience,
+    /// The stream's owner is asked whether it has it.
+    asking: Option<Asking>,
     clock: CallClock,
     /// The way there is broken, not only this call.
     broken: bool,
@@ -102,6 +111,8 @@ impl Leg {
             room_due: self.trunk.relay.is_some(),
             begun: false,
             moved_since: None,
+            patience: Patience::new(jitter(Patience::SPREAD)),
+            asking: None,
             clock: self.trunk.options.clocks.call(),
             broken: false,
         };
@@ -142,6 +153,7 @@ impl Leg {
         self.core.handle_positions(epoch, &have);
         self.core.handle_connected(self.trunk.node.clock.now());
         let want = self.want();
+        let avoid = self.avoid();
         let subscribe = wire::Subscribe {
             stream: self.trunk.name.to_string(),
             have: convert::have_to_wire(&self.core.have()),
@@ -151,7 +163,7 @@ impl Leg {
             grpc_url: self.trunk.options.grpc_url.clone(),
             room: self.room(),
             redirects_left: candidate.redirects_left,
-            avoid: self.avoid().iter().map(ToString::to_string).collect(),
+            avoid: avoid.iter().map(ToString::to_string).collect(),
         };
         // The queue is new and empty.
         let _ = outbound.try_send(message(to_origin::Message::Subscribe(subscribe)));
@@ -167,8 +179,9 @@ impl Leg {
                 debug!(upstream = url, %status, "refused");
                 if broken(&status) {
                     connection.discard();
+                    return Err(Outcome::Failed);
                 }
-                Err(Outcome::Failed)
+                Err(Outcome::Refused)
             }
             Err(_) => {
                 debug!(upstream = url, "does not answer");
@@ -192,10 +205,13 @@ impl Leg {
         Some(convert::room_to_wire(relay.branch().room()))
     }
 
-    fn ping(&self) -> wire::Ping {
+    fn ping(&mut self) -> wire::Ping {
+        let avoid = self.avoid();
+        let nodes = avoid.iter().map(ToString::to_string).collect();
         wire::Ping {
             t0_unix_micros: self.trunk.node.clock.wall().unix_micros(),
             room: self.room(),
+            avoid: Some(wire::Avoid { nodes }),
         }
     }
 
@@ -217,11 +233,26 @@ impl Leg {
                 info!(upstream = call.url(), "the stream has moved");
                 return Outcome::Lost;
             }
-            let wakes = [self.core.poll_timeout(), self.trunk.poll_timeout()];
+            if self.waited_enough(call) {
+                info!(upstream = call.url(), "the upstream finds none itself");
+                return Outcome::Lost;
+            }
+            let wakes = [
+                self.core.poll_timeout(),
+                self.trunk.poll_timeout(),
+                call.patience.poll_timeout(),
+            ];
             let wake = wakes.into_iter().flatten().min();
             let sleep = async {
                 match wake {
                     Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let asking = &mut call.asking;
+            let answer = async {
+                match asking {
+                    Some(asking) => asking.await,
                     None => std::future::pending().await,
                 }
             };
@@ -251,6 +282,11 @@ impl Leg {
                     if changed.is_err() {
                         return Outcome::Lost;
                     }
+                }
+                answer = answer => {
+                    call.asking = None;
+                    let now = self.trunk.node.clock.now();
+                    call.patience.handle_answer(now, answer);
                 }
                 () = sleep => {
                     if self.trunk.handle_timeout().is_err() {
@@ -337,6 +373,7 @@ impl Leg {
                 {
                     call.clock.set(offset, round_trip);
                 }
+                self.handle_orphaned(pong.orphaned_levels, call);
             }
             Some(to_edge::Message::End(end)) => {
                 let ended = end.reason() == wire::EndReason::Ended;
@@ -361,7 +398,7 @@ impl Leg {
         Ok(None)
     }
 
-    fn handle_info(&mut self, info: wire::StreamInfo, call: &Call<'_>) -> Option<Outcome> {
+    fn handle_info(&mut self, info: wire::StreamInfo, call: &mut Call<'_>) -> Option<Outcome> {
         let info = match StreamInfo::try_from(info) {
             Ok(info) if info.name == self.trunk.name => info,
             Ok(info) => {
@@ -400,6 +437,8 @@ impl Leg {
             let _ = self.core.handle_info(&info);
         }
         self.parent = info.path.nodes().last().cloned();
+        call.patience.handle_fed();
+        call.asking = None;
         match self.trunk.handle_info(self.index, &Arc::new(info)) {
             Standing::Counts => None,
             Standing::Behind => {
@@ -422,7 +461,9 @@ impl Leg {
         let Received::Deliver { unit, .. } = self.core.handle_unit(now, unit) else {
             return Ok(());
         };
-        self.handle_served(call.direct());
+        if !call.patience.waits() {
+            self.handle_served(call.direct());
+        }
         self.trunk.handle_unit(self.index, unit)
     }
 }

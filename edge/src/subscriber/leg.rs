@@ -1,8 +1,8 @@
 //! One leg of a subscription: looks for an upstream, reads its call ([`super::call`]), and looks for the next when it is lost.
 //!
-//! Who is asked in which order is [`Search`]'s decision. Nodes that were lost or found wanting a moment ago are avoided, since those above
-//! them may not have noticed yet. Where there is more than one leg, each avoids the nodes that the others are fed by, and all but the
-//! first wait until there is something to be second to.
+//! Who is asked in which order is [`Search`]'s decision. Nodes that were lost or didn't answer a moment ago are avoided, since those above
+//! them may not have noticed yet; who only said no isn't, for a node is full or without an upstream for milliseconds. Where there is more
+//! than one leg, each avoids the nodes that the others are fed by, and all but the first wait until there is something to be second to.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -113,9 +113,11 @@ impl Leg {
             let state = match outcome {
                 Outcome::Stopped => return,
                 Outcome::Ended => UpstreamState::Ended,
-                Outcome::Lost | Outcome::Failed | Outcome::Shed | Outcome::Redirected(_) => {
-                    UpstreamState::Lost
-                }
+                Outcome::Lost
+                | Outcome::Failed
+                | Outcome::Refused
+                | Outcome::Shed
+                | Outcome::Redirected(_) => UpstreamState::Lost,
                 // What has ended is not found either, which is no news.
                 Outcome::NotFound if self.trunk.told() == Some(UpstreamState::Ended) => {
                     UpstreamState::Ended
@@ -152,7 +154,7 @@ impl Leg {
     }
 
     /// Who has the stream as far as the directory knows.
-    fn named(&self) -> Vec<Upstream> {
+    pub(super) fn named(&self) -> Vec<Upstream> {
         locate::upstreams(&self.trunk.node, &self.trunk.name)
     }
 
@@ -200,8 +202,8 @@ impl Leg {
                     self.known = search.into_known();
                     return Outcome::Lost;
                 }
-                Outcome::Failed if worst == Outcome::Ended => {}
-                Outcome::Failed => worst = Outcome::Failed,
+                Outcome::Failed | Outcome::Refused if worst == Outcome::Ended => {}
+                Outcome::Failed | Outcome::Refused => worst = Outcome::Failed,
                 Outcome::Lost | Outcome::Shed | Outcome::Ended | Outcome::Stopped => {
                     self.known = search.into_known();
                     return outcome;

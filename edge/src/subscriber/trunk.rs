@@ -3,10 +3,12 @@
 //! The legs share it under a lock that they hold for moments. What the stream is, is told by the first leg that has a call; the others only
 //! when they know of something newer. A leg that is lost is no news while another one lives. A call that brings an older publisher than is
 //! known by another leg, or comes through an edge that another leg comes through, doesn't count: the one brings nothing, and the other
-//! would be lost together with that leg.
+//! would be lost together with that leg. Neither does one whose upstream says that it gets nothing itself, or those above it.
+//!
+//! Whoever gets nothing takes nobody new, but keeps those it feeds and tells them: see [`tree::Patience`](headwater_media::tree::Patience).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use headwater_media::id::{Epoch, NodeId, StreamName, TrackId};
 use headwater_media::replication::{Merge, Position, Want};
@@ -23,10 +25,6 @@ use tracing::debug;
 use super::{DEPTH, LOST, Options, REFUSED, Stopped};
 use crate::relay::Relay;
 use crate::replica::{Feed, UpstreamState};
-
-/// Children of a node that finds no upstream for so long are sent away, to find one themselves. Until then they wait with it: they
-/// could hardly do better, and would come back all at once.
-const ORPHANED_MAX: Duration = Duration::from_secs(5);
 
 /// Depths that the gauge tells apart (count).
 const DEPTHS: usize = 8;
@@ -64,7 +62,8 @@ struct Inner {
     own: Vec<TrackId>,
     /// Tracks of which the replica's full mailbox refused units (count): they go on at their next keyframe.
     refused: Vec<(TrackId, u64)>,
-    orphaned_since: Option<Instant>,
+    /// How far above this node somebody has no upstream, by the legs whose calls don't count for that (levels); 0: not one of them.
+    waiting: Vec<u32>,
     /// Nobody is fed any more: this node, or the subscription, is about to end.
     leaving: bool,
 }
@@ -92,7 +91,7 @@ impl Trunk {
                 told: None,
                 own: Vec::new(),
                 refused: Vec::new(),
-                orphaned_since: None,
+                waiting: vec![0; legs],
                 leaving: false,
             }),
         }
@@ -159,7 +158,7 @@ impl Trunk {
         let mut inner = self.inner();
         if !inner.merge.handle_epoch(info.epoch) {
             if !self.detach(now, &mut inner, leg) {
-                self.orphan(now, &mut inner, None);
+                Self::orphan(&mut inner, self.relay.as_deref(), None);
             }
             return Standing::Behind;
         }
@@ -185,7 +184,7 @@ impl Trunk {
             inner.merge.handle_up(leg);
         }
         count_depth(before.as_deref(), Some(info));
-        inner.orphaned_since = None;
+        inner.waiting[leg] = 0;
         let first = inner
             .connected()
             .next()
@@ -235,32 +234,40 @@ impl Trunk {
         self.inner().merge.poll_timeout()
     }
 
+    /// A leg's upstream says that nothing comes, since somebody so many levels above this node has lost its own: the leg doesn't count
+    /// until it brings the stream's description again.
+    pub(super) fn handle_orphaned(&self, leg: usize, levels: u32, state: UpstreamState) {
+        let now = self.node.clock.now();
+        let mut inner = self.inner();
+        inner.waiting[leg] = levels;
+        if !self.detach(now, &mut inner, leg) {
+            Self::orphan(&mut inner, self.relay.as_deref(), Some(state));
+        }
+    }
+
     /// A leg has no call any more, or found none.
     pub(super) fn handle_down(&self, leg: usize, state: Option<UpstreamState>) {
         let now = self.node.clock.now();
         let mut inner = self.inner();
+        inner.waiting[leg] = 0;
         if !self.detach(now, &mut inner, leg) {
-            self.orphan(now, &mut inner, state);
+            Self::orphan(&mut inner, self.relay.as_deref(), state);
         }
     }
 
     /// Nobody brings the stream.
-    fn orphan(&self, now: Instant, inner: &mut Inner, state: Option<UpstreamState>) {
+    fn orphan(inner: &mut Inner, relay: Option<&Relay>, state: Option<UpstreamState>) {
         if let Some(state) = state {
             inner.tell(state);
         }
-        let Some(relay) = &self.relay else {
+        let Some(relay) = relay else {
             return;
         };
-        relay.branch().handle_path(None);
-        let since = *inner.orphaned_since.get_or_insert(now);
-        match state {
-            Some(UpstreamState::Ended) => relay.end(EndReason::Ended),
-            _ if now.saturating_duration_since(since) >= ORPHANED_MAX => {
-                relay.end(EndReason::Moved);
-            }
-            Some(UpstreamState::Connected | UpstreamState::Lost | UpstreamState::NotFound)
-            | None => {}
+        let above = inner.waiting.iter().copied().filter(|levels| *levels > 0);
+        let levels = above.min().unwrap_or(0).saturating_add(1);
+        relay.branch().handle_orphaned(levels);
+        if state == Some(UpstreamState::Ended) {
+            relay.end(EndReason::Ended);
         }
     }
 
@@ -274,7 +281,7 @@ impl Trunk {
         let mut inner = self.inner();
         inner.leaving = true;
         if let Some(relay) = &self.relay {
-            relay.branch().handle_path(None);
+            relay.branch().handle_orphaned(1);
             relay.end(EndReason::Moved);
         }
     }
@@ -312,7 +319,9 @@ impl Trunk {
             passed.path = path.clone();
             // First this: who is taken begins with it.
             relay.handle_info(&Arc::new(passed));
-            relay.branch().handle_path((!inner.leaving).then_some(path));
+            if !inner.leaving {
+                relay.branch().handle_path(path);
+            }
         }
         inner.feed.post(Feed::Info(Arc::clone(info)));
     }
@@ -582,6 +591,40 @@ mod tests {
             Standing::Counts,
             "by the origin"
         );
+    }
+
+    #[actix::test]
+    async fn an_upstream_that_gets_nothing_does_not_count_and_those_below_are_told_and_stay() {
+        let (trunk, mut told) = trunk();
+        let relay = trunk.relay.as_ref().unwrap();
+        let levels = || relay.branch().orphaned_levels();
+        trunk.handle_info(0, &info(1, 0, &["o1", "e1"]));
+        let mut child = relay.attach(&[], Want::default()).expect("described");
+        // With another upstream that has it, nothing is amiss.
+        trunk.handle_info(1, &info(1, 0, &["o1", "e2"]));
+        trunk.handle_orphaned(1, 2, UpstreamState::Lost);
+        assert_eq!(
+            (levels(), trunk.told()),
+            (0, Some(UpstreamState::Connected))
+        );
+        assert!(trunk.alone(0) && !trunk.alone(1));
+        trunk.handle_orphaned(0, 1, UpstreamState::Lost);
+        assert_eq!((levels(), trunk.told()), (2, Some(UpstreamState::Lost)));
+        assert_eq!(relay.branch().room().free, 0, "it takes nobody new");
+        trunk.handle_down(0, Some(UpstreamState::Lost));
+        assert_eq!(levels(), 3, "the other leg still waits, for one further up");
+        trunk.handle_down(1, Some(UpstreamState::Lost));
+        assert_eq!(levels(), 1, "this node looks for one itself");
+        trunk.handle_info(0, &info(1, 0, &["o1"]));
+        assert_eq!(
+            (levels(), trunk.told()),
+            (0, Some(UpstreamState::Connected))
+        );
+        assert!(relay.branch().room().free > 0);
+        while let Ok(item) = child.items.try_recv() {
+            assert!(!matches!(item, Item::End(_)), "it was never sent away");
+        }
+        assert_eq!(described(&mut told).await, (1, 0));
     }
 
     #[actix::test]

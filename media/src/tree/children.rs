@@ -108,6 +108,8 @@ pub struct Children {
     load_percent: u32,
     /// How the stream comes here; none while it doesn't.
     path: Option<Path>,
+    /// How far above those below this node somebody looks for an upstream (levels); 0 while none does.
+    orphaned_levels: u32,
 }
 
 impl Children {
@@ -120,12 +122,20 @@ impl Children {
             next: 0,
             load_percent: 0,
             path: None,
+            orphaned_levels: 1,
         }
     }
 
-    /// How the stream comes here: empty at its origin, none while there is no upstream.
-    pub fn handle_path(&mut self, path: Option<Path>) {
-        self.path = path;
+    /// How the stream comes here: empty at its origin.
+    pub fn handle_path(&mut self, path: Path) {
+        self.path = Some(path);
+        self.orphaned_levels = 0;
+    }
+
+    /// Nothing comes, since somebody so many levels above (1: this node itself) those whom this node feeds has no upstream.
+    pub fn handle_orphaned(&mut self, levels: u32) {
+        self.path = None;
+        self.orphaned_levels = levels.max(1);
     }
 
     /// What this node's load is now (0 idle, 100 full).
@@ -236,9 +246,21 @@ impl Children {
         }
     }
 
+    /// A child says whom it doesn't want to be fed by.
+    pub fn handle_avoid(&mut self, id: ChildId, avoid: Vec<NodeId>) {
+        if let Some(child) = self.children.iter_mut().find(|child| child.id == id) {
+            child.avoid = avoid;
+        }
+    }
+
     /// A child left.
     pub fn leave(&mut self, id: ChildId) {
         self.children.retain(|child| child.id != id);
+    }
+
+    /// What its children are told: how far above them somebody looks for an upstream (levels); 0 while none does.
+    pub const fn orphaned_levels(&self) -> u32 {
+        self.orphaned_levels
     }
 
     /// How many there are (count).
@@ -339,8 +361,8 @@ mod tests {
         name.parse().unwrap()
     }
 
-    fn path(nodes: &[&str]) -> Option<Path> {
-        Some(nodes.iter().map(|n| id(n)).collect::<Vec<_>>().into())
+    fn path(nodes: &[&str]) -> Path {
+        nodes.iter().map(|n| id(n)).collect::<Vec<_>>().into()
     }
 
     fn joining(name: &str, free: u32) -> Joining {
@@ -464,11 +486,17 @@ mod tests {
             Verdict::Refuse(Refusal::TooDeep),
             "those below it would be"
         );
-        edge.handle_path(None);
+        edge.handle_orphaned(1);
         assert_eq!(
             edge.judge(&joining("e4", 4), Capacity::Free),
             Verdict::Refuse(Refusal::Orphaned)
         );
+        assert_eq!(edge.orphaned_levels(), 1);
+        edge.handle_orphaned(3);
+        assert_eq!(edge.orphaned_levels(), 3, "somebody further up");
+        edge.handle_path(path(&["o1", "e1", "e2"]));
+        assert_eq!(edge.orphaned_levels(), 0);
+        assert_eq!(edge.judge(&joining("e4", 4), Capacity::Free), Verdict::Take);
     }
 
     #[test]
@@ -579,6 +607,9 @@ mod tests {
         let old = take(&mut origin, &joining("e1", 4));
         let leaf = take(&mut origin, &leaf);
         assert_eq!(origin.shed(leaf), None, "e1 is its other way");
+        // It was found wanting a moment ago, and isn't any more.
+        origin.handle_avoid(leaf, Vec::new());
+        assert_eq!(origin.shed(leaf).expect("there is room")[0].node, id("e1"));
         let mut tall = joining("e3", 0);
         tall.redirects_left = 0;
         tall.room.height = 3;

@@ -118,7 +118,9 @@ impl Feeding {
             return branch;
         }
         let mut children = Children::new(self.inner.config, self.inner.me.clone());
-        children.handle_path(self.inner.path.clone());
+        if let Some(path) = self.inner.path.clone() {
+            children.handle_path(path);
+        }
         let branch = Arc::new(Branch {
             name: name.clone(),
             children: Mutex::new(children),
@@ -177,9 +179,19 @@ impl Branch {
         }
     }
 
-    /// How the stream comes here now; none: it doesn't.
-    pub fn handle_path(&self, path: Option<Path>) {
+    /// How the stream comes here now.
+    pub fn handle_path(&self, path: Path) {
         self.children().handle_path(path);
+    }
+
+    /// It doesn't: see [`Children::handle_orphaned`].
+    pub fn handle_orphaned(&self, levels: u32) {
+        self.children().handle_orphaned(levels);
+    }
+
+    /// See [`Children::orphaned_levels`].
+    pub fn orphaned_levels(&self) -> u32 {
+        self.children().orphaned_levels()
     }
 
     /// What to say of this node to those who feed it.
@@ -203,6 +215,16 @@ impl Place {
     /// The child says what it can take.
     pub fn handle_room(&self, room: Room) {
         self.branch.children().handle_room(self.id, room);
+    }
+
+    /// The child says whom it doesn't want to be fed by.
+    pub fn handle_avoid(&self, avoid: Vec<NodeId>) {
+        self.branch.children().handle_avoid(self.id, avoid);
+    }
+
+    /// See [`Children::orphaned_levels`].
+    pub fn orphaned_levels(&self) -> u32 {
+        self.branch.orphaned_levels()
     }
 
     /// Where the child is to go, if it is one too many; see [`Children::shed`].

@@ -70,7 +70,8 @@ pub(super) struct Session {
     items: mpsc::Receiver<Item>,
     inbound: Streaming<wire::ToOrigin>,
     outbound: mpsc::Sender<Result<wire::ToEdge, Status>>,
-    pongs: VecDeque<(wire::Ping, WallTime)>,
+    /// What pings said of their senders' time, and when they came.
+    pongs: VecDeque<(u64, WallTime)>,
     /// The stream begins here: nobody has sent its units before.
     first: bool,
     /// The last message, once all that waits is sent.
@@ -156,7 +157,7 @@ impl Session {
                 .handle_ack(ack.units)
                 .map_err(|error| Status::invalid_argument(error.to_string())),
             Some(to_origin::Message::Ping(ping)) => {
-                self.handle_ping(&ping, self.clock.wall());
+                self.handle_ping(ping, self.clock.wall())?;
                 self.shed();
                 Ok(())
             }
@@ -177,14 +178,23 @@ impl Session {
         }
     }
 
-    pub(super) fn handle_ping(&mut self, ping: &wire::Ping, arrived: WallTime) {
+    pub(super) fn handle_ping(
+        &mut self,
+        ping: wire::Ping,
+        arrived: WallTime,
+    ) -> Result<(), Status> {
         if let Some(room) = ping.room {
             self.place.handle_room(convert::room_from_wire(room));
+        }
+        if let Some(avoid) = ping.avoid {
+            let avoid = convert::avoid_from_wire(avoid.nodes).map_err(|error| invalid(&error))?;
+            self.place.handle_avoid(avoid);
         }
         if self.pongs.len() >= PONGS_MAX {
             self.pongs.pop_front();
         }
-        self.pongs.push_back((*ping, arrived));
+        self.pongs.push_back((ping.t0_unix_micros, arrived));
+        Ok(())
     }
 
     /// Sends the subscriber on, if it is one too many and others have room for it by now.
@@ -227,11 +237,12 @@ impl Session {
     }
 
     fn next_message(&mut self) -> Option<to_edge::Message> {
-        if let Some((ping, arrived)) = self.pongs.pop_front() {
+        if let Some((t0_unix_micros, arrived)) = self.pongs.pop_front() {
             return Some(to_edge::Message::Pong(wire::Pong {
-                t0_unix_micros: ping.t0_unix_micros,
+                t0_unix_micros,
                 t1_unix_micros: arrived.unix_micros(),
                 t2_unix_micros: self.clock.wall().unix_micros(),
+                orphaned_levels: self.place.orphaned_levels(),
             }));
         }
         match self.core.poll_output(self.clock.now()) {

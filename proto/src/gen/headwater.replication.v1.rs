@@ -149,7 +149,7 @@ pub struct Ack {
 }
 /// Asks for the upstream's clock; every 500 ms. An upstream that answers none of three in a row, and sends nothing else
 /// either, is dead.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Ping {
     /// The subscriber's wall clock when it sent this.
     #[prost(uint64, tag = "1")]
@@ -157,6 +157,16 @@ pub struct Ping {
     /// Absent: it passes nothing on.
     #[prost(message, optional, tag = "2")]
     pub room: ::core::option::Option<Room>,
+    /// Whom it doesn't want to be fed by now. Absent: whom `Subscribe` named.
+    #[prost(message, optional, tag = "3")]
+    pub avoid: ::core::option::Option<Avoid>,
+}
+/// Nodes that a subscriber does not want to be fed by.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Avoid {
+    /// Their ids. At most 32.
+    #[prost(string, repeated, tag = "1")]
+    pub nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Answers a ping at once, ahead of units that wait.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -170,6 +180,10 @@ pub struct Pong {
     /// The upstream's wall clock when this was sent.
     #[prost(uint64, tag = "3")]
     pub t2_unix_micros: u64,
+    /// How many levels above the subscriber a node is that has lost its own upstream, so that nothing comes: 1 is this upstream. 0: none.
+    /// The subscriber keeps the call, which goes on with a `StreamInfo`, and leaves when it has found out that others do better.
+    #[prost(uint32, tag = "4")]
+    pub orphaned_levels: u32,
 }
 /// What the stream is: first, after each change (always before the units it concerns), and each second with the measured
 /// bitrates of all tracks, whether they are wanted or not.
@@ -280,8 +294,12 @@ pub struct End {
     #[prost(enumeration = "EndReason", tag = "1")]
     pub reason: i32,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ListStreamsRequest {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListStreamsRequest {
+    /// `app/stream`: only this one. Empty: all.
+    #[prost(string, tag = "1")]
+    pub stream: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListStreamsResponse {
     #[prost(message, repeated, tag = "1")]

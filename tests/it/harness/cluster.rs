@@ -35,6 +35,8 @@ pub(crate) struct Options {
     pub(crate) public_url: bool,
     /// Other nodes reach its gRPC by a way that can be cut ([`Node::link`]).
     pub(crate) linked: bool,
+    /// This edge reaches the origin by a way of its own, which can be cut ([`Node::way`]).
+    pub(crate) own_way: bool,
 }
 
 impl Options {
@@ -59,6 +61,8 @@ pub(crate) struct Node {
     pub(crate) media: u16,
     /// The way by which other nodes reach it, if that can be cut.
     pub(crate) link: Option<Wire>,
+    /// Its own way to the origin, if it has one.
+    pub(crate) way: Option<Wire>,
 }
 
 impl Node {
@@ -110,6 +114,7 @@ impl Node {
             grpc,
             media,
             link,
+            way: None,
         };
         node.await_ready();
         node
@@ -316,12 +321,17 @@ impl Cluster {
     /// An origin, and edges that are told of it: first in `nodes`, then those, in order.
     pub(crate) fn tree(origin: &Options, edges: &[Options]) -> Self {
         let origin = Node::start(Role::Origin, "o1", &[], origin);
-        let url = origin.grpc_url();
-        let flags = ["--origin".to_owned(), url];
+        let (url, grpc) = (origin.grpc_url(), origin.grpc);
         let mut nodes = vec![origin];
         for (index, options) in edges.iter().enumerate() {
+            let way = options.own_way.then(|| Wire::to(grpc));
+            let own = way
+                .as_ref()
+                .map(|way| format!("http://127.0.0.1:{}", way.port()));
+            let flags = ["--origin".to_owned(), own.unwrap_or_else(|| url.clone())];
             let id = format!("e{}", index + 1);
-            nodes.push(Node::start(Role::Edge, &id, &flags, options));
+            let node = Node::start(Role::Edge, &id, &flags, options);
+            nodes.push(Node { way, ..node });
         }
         Self {
             nodes,

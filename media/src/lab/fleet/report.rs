@@ -44,8 +44,8 @@ pub struct Outcome {
     pub reparented: u64,
     /// From the death of an upstream until the next one feeds.
     pub gaps: Vec<u64>,
-    /// Subscriptions that a node without an upstream gave up (count).
-    pub sent_away: u64,
+    /// Subscriptions that left a node which found no upstream (count).
+    pub left_orphans: u64,
     /// Subscriptions that an origin had taken past its fan-out, and sent on later (count).
     pub shed: u64,
     /// Subscriptions that would have fed themselves (count).
@@ -160,8 +160,8 @@ impl fmt::Display for Report {
         row("sent on by an origin once others had room", &|o| {
             o.shed.to_string()
         })?;
-        row("sent away by an orphan, cycles left, too deep", &|o| {
-            format!("{}, {}, {}", o.sent_away, o.cycles, o.left)
+        row("left an orphan, cycles left, too deep", &|o| {
+            format!("{}, {}, {}", o.left_orphans, o.cycles, o.left)
         })?;
         row("without media at the end", &|o| o.unfed_at_end.to_string())
     }

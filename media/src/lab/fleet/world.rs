@@ -46,7 +46,10 @@ enum Upstream {
 enum Answer {
     Taken(Upstream, ChildId, Path),
     Redirected(Vec<Alternative>),
-    No,
+    /// By a node that lives.
+    Refused,
+    /// Nobody is there, or none that has the stream.
+    None,
 }
 
 #[derive(Debug)]
@@ -95,7 +98,7 @@ enum Event {
         sub: u32,
         call: u32,
     },
-    /// A subscriber's upstream says by which path the stream comes, is lost, or sends it away.
+    /// A subscriber's upstream says by which path the stream comes, or is lost.
     Told {
         sub: u32,
         call: u32,
@@ -118,6 +121,7 @@ enum Event {
         to: Upstream,
         child: ChildId,
         room: Room,
+        avoid: Vec<NodeId>,
     },
     /// An upstream notices that a child is gone.
     Left {
@@ -137,7 +141,9 @@ struct Feeding {
 impl Feeding {
     fn new(config: Config, me: NodeId, path: Option<Path>) -> Self {
         let mut children = Children::new(config, me);
-        children.handle_path(path);
+        if let Some(path) = path {
+            children.handle_path(path);
+        }
         Self {
             children,
             calls: Vec::new(),
@@ -315,7 +321,7 @@ impl World {
             Event::Orphaned { sub, losses } => {
                 let orphan = self.sub(sub);
                 if !orphan.gone && orphan.upstream.is_none() && orphan.losses == losses {
-                    self.send_away(sub);
+                    self.leave_orphan(sub);
                 }
             }
             Event::Report { sub } => self.handle_report(sub),
@@ -324,9 +330,11 @@ impl World {
                 to,
                 child,
                 room,
+                avoid,
             } => {
                 if let Some(feeding) = self.feeding(stream, to) {
                     feeding.children.handle_room(child, room);
+                    feeding.children.handle_avoid(child, avoid);
                     self.report_soon(to);
                 }
             }

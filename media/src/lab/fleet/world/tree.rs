@@ -9,11 +9,13 @@ const SILENCE: u64 = 2 * SECONDS;
 /// How long a node doesn't notice that a silent one is gone whom it feeds: HTTP/2's keepalive.
 const KEEPALIVE: u64 = 10 * SECONDS;
 
-/// As the edge's `subscriber` has them: waits between searches, how long a lost node is avoided, how long children wait with their parent.
+/// As the edge's `subscriber` has them: waits between searches, how long a lost node is avoided.
 const RETRY_FIRST: u64 = 100 * MILLIS;
 const RETRY_MAX: u64 = 2 * SECONDS;
 const SHUNNED_FOR: u64 = 10 * SECONDS;
-const ORPHANED_MAX: u64 = 5 * SECONDS;
+
+/// How long children wait for a parent without an upstream: as `Patience` has it where the origin answers, as it always does here.
+const PATIENCE: u64 = 6 * SECONDS;
 
 /// A subscriber stays for so long at least: `node::replication`'s session.
 const SETTLED_AFTER: u64 = 5 * SECONDS;
@@ -122,7 +124,7 @@ impl World {
             let there = edge.map(|edge| self.index[stream as usize][edge as usize]);
             there.filter(|there| *there != NONE).map(Upstream::Edge)
         };
-        let answer = to.map_or(Answer::No, |to| self.judge(sub, call, to, &joining));
+        let answer = to.map_or(Answer::None, |to| self.judge(sub, call, to, &joining));
         self.events
             .push(latency, Event::Answer { sub, call, answer });
     }
@@ -138,7 +140,7 @@ impl World {
             Upstream::Edge(up) => self.edges[self.sub(up).edge as usize].id.clone(),
         };
         let Some(feeding) = self.feeding(stream, to) else {
-            return Answer::No;
+            return Answer::None;
         };
         match feeding.children.judge(joining, Capacity::Free) {
             Verdict::Take => {
@@ -167,14 +169,14 @@ impl World {
             }
             Verdict::Refuse(_) => {
                 self.outcome.refused += 1;
-                Answer::No
+                Answer::Refused
             }
         }
     }
 
     pub(super) fn handle_answer(&mut self, sub: u32, call: u32, answer: Answer) {
         if !self.current(sub, call) {
-            // It died, or was sent away: its place is given back.
+            // It died, or left an orphan: its place is given back.
             if let Answer::Taken(to, child, _) = answer {
                 let stream = self.sub(sub).stream;
                 self.leave(stream, to, child, 0);
@@ -209,7 +211,8 @@ impl World {
                 }
                 self.step(sub);
             }
-            Answer::No => {
+            Answer::Refused => self.step(sub),
+            Answer::None => {
                 self.shun_candidate(sub);
                 self.step(sub);
             }
@@ -233,7 +236,7 @@ impl World {
             return;
         }
         this.path = Some(path.clone());
-        this.feeding.children.handle_path(Some(path.clone()));
+        this.feeding.children.handle_path(path.clone());
         let below = path.through(&me);
         for (_, child, call) in self.sub(sub).feeding.calls.clone() {
             let path = below.clone();
@@ -270,12 +273,11 @@ impl World {
         this.losses += 1;
         this.lost_at = Some(died);
         this.path = None;
-        this.feeding.children.handle_path(None);
+        this.feeding.children.handle_orphaned(1);
         let (call, losses) = (this.call, this.losses);
         self.shun_candidate(sub);
         self.events.push(wait, Event::Search { sub, call });
-        self.events
-            .push(ORPHANED_MAX, Event::Orphaned { sub, losses });
+        self.events.push(PATIENCE, Event::Orphaned { sub, losses });
     }
 
     /// An origin sends those on that are too many, as their pings come in.
@@ -313,28 +315,30 @@ impl World {
         this.losses += 1;
         this.lost_at = Some(now);
         this.path = None;
-        this.feeding.children.handle_path(None);
+        this.feeding.children.handle_orphaned(1);
         let losses = this.losses;
-        self.events
-            .push(ORPHANED_MAX, Event::Orphaned { sub, losses });
+        self.events.push(PATIENCE, Event::Orphaned { sub, losses });
         self.search(sub);
     }
 
-    /// A node without an upstream sends those away whom it feeds.
-    pub(super) fn send_away(&mut self, sub: u32) {
+    /// A node hasn't found an upstream: those whom it feeds leave.
+    pub(super) fn leave_orphan(&mut self, sub: u32) {
         let calls = std::mem::take(&mut self.sub_mut(sub).feeding.calls);
         for (child, below, call) in calls {
             self.sub_mut(sub).feeding.children.leave(child);
-            self.outcome.sent_away += 1;
+            self.outcome.left_orphans += 1;
             let latency = self.latency();
             self.events.push(latency, Event::Cut { sub: below, call });
         }
     }
 
     pub(super) fn handle_report(&mut self, sub: u32) {
+        let now = self.events.now();
         let this = self.sub_mut(sub);
         this.reporting = false;
         let (stream, room) = (this.stream, this.feeding.children.room());
+        this.shunned.retain(|(since, _)| now - *since < SHUNNED_FOR);
+        let avoid = this.shunned.iter().map(|(_, node)| node.clone()).collect();
         if let Some((to, child)) = this.upstream.filter(|_| !this.gone) {
             let latency = self.latency();
             let event = Event::Reported {
@@ -342,6 +346,7 @@ impl World {
                 to,
                 child,
                 room,
+                avoid,
             };
             self.events.push(latency, event);
         }
