@@ -51,6 +51,11 @@ impl CallError {
         matches!(self, Self::Refused(EtcdError::GRpcStatus(status)) if status.code() == Code::NotFound)
     }
 
+    /// A revision that was asked for isn't there: it is compacted away or still to come.
+    pub(super) fn is_out_of_range(&self) -> bool {
+        matches!(self, Self::Refused(EtcdError::GRpcStatus(status)) if status.code() == Code::OutOfRange)
+    }
+
     /// Asking again, or somebody else, may help.
     fn is_retryable(&self) -> bool {
         match self {

@@ -38,13 +38,18 @@ impl<'a> InDoubt<'a> {
     /// Call it before the write. A release that is still due is this claim's matter from now on: done later, it would
     /// take the new record away.
     pub(super) fn begin(shared: &'a Shared, name: &StreamName) -> Self {
-        shared.own().releases.remove(name);
+        let mut own = shared.own();
+        own.releases.remove(name);
+        own.claiming.insert(name.clone());
+        drop(own);
         let name = Some(name.clone());
         Self { shared, name }
     }
 
     fn settle(&mut self) {
-        self.name = None;
+        if let Some(name) = self.name.take() {
+            self.shared.own().claiming.remove(&name);
+        }
     }
 }
 
@@ -54,6 +59,7 @@ impl Drop for InDoubt<'_> {
             return;
         };
         let mut own = self.shared.own();
+        own.claiming.remove(&name);
         if !own.withdrawn {
             own.releases.insert(name, None);
             drop(own);
@@ -103,14 +109,19 @@ pub(super) async fn claim(
         let in_doubt = in_doubt.get_or_insert_with(|| InDoubt::begin(shared, &name));
         match write(shared, &name, read.written, Some((&value, lease))).await {
             Ok(Some(revision)) => {
-                in_doubt.settle();
                 let epoch = ahead.unwrap_or_else(|| epoch_of(revision));
                 let mut own = shared.own();
-                if own.withdrawn {
+                if !own.withdrawn {
+                    own.releases.remove(&name);
+                    own.claims.insert(name.clone(), Claim { epoch, grpc_url });
+                }
+                let withdrawn = own.withdrawn;
+                drop(own);
+                in_doubt.settle();
+                if withdrawn {
                     return Err(Error::Unavailable("this node has withdrawn".into()));
                 }
-                own.releases.remove(&name);
-                own.claims.insert(name.clone(), Claim { epoch, grpc_url });
+                let mut own = shared.own();
                 // The watch may have shown a newer owner before this answer came, and will not show it again.
                 let newer = shared.copy().streams.get(&name).cloned();
                 if let Some(record) = newer {

@@ -23,7 +23,7 @@ mod watcher;
 
 pub use tls::Tls;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -122,6 +122,8 @@ struct Own {
     claims: BTreeMap<StreamName, Claim>,
     /// Given up, but perhaps still there. No epoch: what a claim wrote of which nobody knows whether it was performed.
     releases: BTreeMap<StreamName, Option<Epoch>>,
+    /// Being claimed: records of these may be there before the claims are.
+    claiming: BTreeSet<StreamName>,
     withdrawn: bool,
 }
 
@@ -317,6 +319,7 @@ impl Shared {
         self.synced.store(true, Ordering::Release);
         gauge!(SYNCED).set(1.0);
         self.check_own();
+        self.check_restored();
         self.changed();
     }
 
@@ -360,6 +363,35 @@ impl Shared {
         drop(copy);
         drop(own);
         if missing {
+            self.repair.notify_one();
+        }
+    }
+
+    /// Corrects what a listing says of this node and isn't true any more, as that of an etcd that was restored from a backup may: a stream
+    /// that this node took over is its former owner's there, one that it has released is there again, and so is what it once said of itself.
+    fn check_restored(&self) {
+        let mut own = self.own();
+        let copy = self.copy();
+        let old_node = own.node.is_some() && copy.nodes.get(&self.own_run.id) != own.node.as_ref();
+        let old_claim = own.claims.iter().any(|(name, claim)| {
+            let record = copy.streams.get(name);
+            record.is_some_and(|record| record.epoch < claim.epoch)
+        });
+        let mut left: Vec<(StreamName, Option<Epoch>)> = Vec::new();
+        for record in copy.streams.values() {
+            let name = &record.name;
+            let known = own.claims.contains_key(name)
+                || own.claiming.contains(name)
+                || own.releases.contains_key(name);
+            if !own.withdrawn && !known && self.own_run.wrote(record) {
+                left.push((name.clone(), Some(record.epoch)));
+            }
+        }
+        drop(copy);
+        let repair = old_node || old_claim || !left.is_empty();
+        own.releases.extend(left);
+        drop(own);
+        if repair {
             self.repair.notify_one();
         }
     }

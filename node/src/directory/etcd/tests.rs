@@ -3,6 +3,7 @@
 //! Each test starts its own `etcd` (Debian's `etcd-server`; `HEADWATER_TEST_ETCD` names another) on free loopback ports.
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,6 +107,29 @@ impl Etcd {
         child.wait().expect("it ended");
     }
 
+    /// Ends the only member, and starts it again once its data has been dealt with.
+    async fn restart_around(&mut self, deal: impl FnOnce(&Path, &Path)) {
+        self.kill(0);
+        let data = self._data.path();
+        deal(&data.join("m0"), &data.join("backup"));
+        self.restart(0);
+        self.client().await;
+    }
+
+    /// Makes a backup, at the cost of a restart.
+    async fn back_up(&mut self) {
+        self.restart_around(copy).await;
+    }
+
+    /// Puts the backup in place of all that came after it.
+    async fn restore(&mut self) {
+        self.restart_around(|data, backup| {
+            std::fs::remove_dir_all(data).expect("its data");
+            copy(backup, data);
+        })
+        .await;
+    }
+
     fn restart(&mut self, member: usize) {
         let member = &mut self.members[member];
         member.child = spawn(&member.arguments);
@@ -144,6 +168,20 @@ impl suite::Cluster for Etcd {
 fn start(options: Options, id: &str) -> EtcdDirectory {
     let io = tokio::runtime::Handle::current();
     EtcdDirectory::start(options, id.parse().expect("valid"), Clock::system(), &io)
+}
+
+/// Copies a directory with all that is in it.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let to = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).expect("copied");
+        }
+    }
 }
 
 fn spawn(arguments: &[String]) -> Child {
@@ -528,7 +566,11 @@ async fn a_watch_behind_a_compaction_lists_again() {
 
     let behind = i64::try_from(first.0 / EPOCHS_PER_CLAIM).expect("a revision");
     let shared = Arc::clone(&b.shared);
-    let resumed = tokio::spawn(async move { watcher::run_from(shared, Some(behind)).await });
+    let seen_then = watcher::Seen {
+        revision: behind,
+        newest: None,
+    };
+    let resumed = tokio::spawn(watcher::run_from(shared, Some(seen_then)));
     until_owner(&seen, "live/2", "a", second).await;
     until_gone(&seen, "live/1").await;
     resumed.abort();
@@ -558,6 +600,85 @@ async fn an_etcd_that_lost_its_data_is_filled_again() {
     // Nor does whoever knew an epoch forget it with the record.
     let other = claim_patiently(&b, "live/other").await;
     assert!(other > epoch, "the name may have been given at any epoch");
+}
+
+#[tokio::test]
+async fn an_etcd_restored_from_a_backup_is_told_what_has_changed_since() {
+    let mut etcd = Etcd::start(1).await;
+    // The leases of before outlive it, so that nothing is put again for another reason.
+    let options = Options {
+        lease_ttl: Duration::from_secs(30),
+        ..etcd.options()
+    };
+    let view = |id: &str| -> Arc<dyn Directory> { Arc::new(start(options.clone(), id)) };
+    let (a, b) = (view("a"), view("b"));
+    b.announce(record("b", 0.1)).await.expect("announced");
+    let before = claim(&a, "live/moved").await.expect("free");
+    let over = claim(&a, "live/over").await.expect("free");
+    let kept = claim(&a, "live/kept").await.expect("free");
+    until_owner(&b, "live/moved", "a", before).await;
+    etcd.back_up().await;
+
+    let moved = async {
+        loop {
+            let claimed = b.claim(name("live/moved"), "http://b:1".to_owned(), Some(before));
+            match claimed.await {
+                Ok(epoch) => return epoch,
+                Err(Error::Unavailable(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    let moved = moved.await;
+    a.release(name("live/over"), over).await.expect("released");
+    b.announce(record("b", 0.7)).await.expect("announced");
+    until_owner(&a, "live/moved", "b", moved).await;
+    assert!(!a.owns(&name("live/moved"), before));
+    etcd.restore().await;
+
+    for known in [view("c"), a.clone(), b.clone()] {
+        until_owner(&known, "live/moved", "b", moved).await;
+        until_owner(&known, "live/kept", "a", kept).await;
+        until_gone(&known, "live/over").await;
+        until(&known, "b says what it said last", |d| {
+            d.nodes() == [record("b", 0.7)]
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_watch_of_an_etcd_that_has_another_history_by_now_lists_again() {
+    let mut etcd = Etcd::start(1).await;
+    etcd.back_up().await;
+    let b = Arc::new(etcd.directory("b"));
+    let seen: Arc<dyn Directory> = b.clone();
+    let mut client = etcd.client().await;
+    let ghost = "/headwater/default/streams/live/ghost";
+    let value = r#"{"origin":"x","grpc_url":"http://x:1"}"#;
+    client.put(ghost, value, None).await.expect("put");
+    until(&seen, "it sees the ghost", |d| d.streams().len() == 1).await;
+    let read = client.get(ghost, None).await.expect("an answer");
+    let newest = read.kvs()[0].clone();
+    // It watches again when the restored etcd has come farther than it has seen.
+    for task in &b.tasks {
+        task.abort();
+    }
+    etcd.restore().await;
+    let mut client = etcd.client().await;
+    loop {
+        let put = client.put("elsewhere", "", None).await.expect("put");
+        if put.header().expect("header").revision() > newest.mod_revision() + 5 {
+            break;
+        }
+    }
+    let behind = watcher::Seen {
+        revision: newest.mod_revision(),
+        newest: Some(newest),
+    };
+    let resumed = tokio::spawn(watcher::run_from(Arc::clone(&b.shared), Some(behind)));
+    until_gone(&seen, "live/ghost").await;
+    resumed.abort();
 }
 
 #[tokio::test]

@@ -2,13 +2,14 @@
 //!
 //! A watch on a stopped etcd member says nothing and fails with nothing, so progress is asked for every few seconds and a
 //! watch that stays silent is opened anew, at another endpoint. It resumes at the last event it saw; only when etcd has
-//! compacted that away, or has gone back in time (restored from a backup), is everything listed again. The copy stays as it
-//! is while etcd is away.
+//! compacted that away, or has gone back in time (restored from a backup), is everything listed again. By its revision alone that doesn't
+//! show once as much has been written anew; so a watch is resumed only if etcd still has the newest record that was seen, at the revision it
+//! was seen at. The copy stays as it is while etcd is away.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{EventType, GetOptions, KeyValue, WatchOptions, WatchResponse};
+use etcd_client::{Event, EventType, GetOptions, KeyValue, WatchOptions, WatchResponse};
 use metrics::counter;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
@@ -29,10 +30,18 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Counter of watches opened anew, labelled by `reason`.
 pub(super) const REOPENED_TOTAL: &str = "headwater_directory_watch_reopened_total";
 
+/// Up to where the copy shows what is in etcd.
+#[derive(Debug, Clone)]
+pub(super) struct Seen {
+    pub(super) revision: i64,
+    /// The newest record of it, as it was written.
+    pub(super) newest: Option<KeyValue>,
+}
+
 /// How a watch ended.
 enum Ended {
-    /// Open it again behind this revision.
-    Resume { revision: i64, reason: &'static str },
+    /// Open it again behind this.
+    Resume { seen: Seen, reason: &'static str },
     /// List again.
     Relist { reason: &'static str },
 }
@@ -42,20 +51,32 @@ pub(super) async fn run(shared: Arc<Shared>) {
     run_from(shared, None).await;
 }
 
-/// As [`run`], resuming behind a revision whose state the copy shows.
-pub(super) async fn run_from(shared: Arc<Shared>, mut seen: Option<i64>) {
+/// As [`run`], resuming behind what the copy shows.
+pub(super) async fn run_from(shared: Arc<Shared>, mut seen: Option<Seen>) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(3));
     let mut told = false;
     loop {
-        let revision = match seen {
-            Some(revision) => revision,
+        let from = match seen.take() {
+            Some(known) => match has(&shared, &known).await {
+                Ok(true) => known,
+                Ok(false) => {
+                    counter!(REOPENED_TOTAL, "reason" => "went_back").increment(1);
+                    continue;
+                }
+                Err(error) => {
+                    debug!(%error, "the watch is not resumed yet");
+                    seen = Some(known);
+                    sleep(backoff.wait()).await;
+                    continue;
+                }
+            },
             None => match list(&shared).await {
-                Ok(revision) => {
+                Ok(listed) => {
                     if told {
                         info!("the directory answers again");
                     }
                     told = false;
-                    revision
+                    listed
                 }
                 Err(error) => {
                     if !told {
@@ -68,15 +89,12 @@ pub(super) async fn run_from(shared: Arc<Shared>, mut seen: Option<i64>) {
             },
         };
         let opened = Instant::from_std(shared.clock.now());
-        let reason = match follow(&shared, revision).await {
-            Ended::Resume { revision, reason } => {
-                seen = Some(revision);
+        let reason = match follow(&shared, from).await {
+            Ended::Resume { seen: last, reason } => {
+                seen = Some(last);
                 reason
             }
-            Ended::Relist { reason } => {
-                seen = None;
-                reason
-            }
+            Ended::Relist { reason } => reason,
         };
         counter!(REOPENED_TOTAL, "reason" => reason).increment(1);
         debug!(reason, "opening the watch anew");
@@ -87,7 +105,7 @@ pub(super) async fn run_from(shared: Arc<Shared>, mut seen: Option<i64>) {
     }
 }
 
-async fn list(shared: &Shared) -> Result<i64, CallError> {
+async fn list(shared: &Shared) -> Result<Seen, CallError> {
     let answer = shared
         .calls
         .run(Repeat::Idempotent, |client| async move {
@@ -100,18 +118,47 @@ async fn list(shared: &Shared) -> Result<i64, CallError> {
         .await?;
     let revision = answer.header().map_or(0, |header| header.revision());
     shared.replace(answer.kvs());
-    Ok(revision)
+    let newest = answer.kvs().iter().max_by_key(|kv| kv.mod_revision());
+    Ok(Seen {
+        revision,
+        newest: newest.cloned(),
+    })
 }
 
-async fn follow(shared: &Shared, from: i64) -> Ended {
-    let mut revision = from;
-    let resume = |revision, reason| Ended::Resume { revision, reason };
+/// etcd has what was seen there.
+async fn has(shared: &Shared, seen: &Seen) -> Result<bool, CallError> {
+    let Some(newest) = &seen.newest else {
+        return Ok(true);
+    };
+    let answer = shared
+        .calls
+        .run(Repeat::Idempotent, |client| async move {
+            let options = GetOptions::new().with_revision(newest.mod_revision());
+            client.kv_client().get(newest.key(), Some(options)).await
+        })
+        .await;
+    match answer {
+        Ok(answer) => Ok(answer.kvs().first().is_some_and(|kv| same(kv, newest))),
+        // Such a revision is still to come, or is compacted away, and a watch behind it most likely too.
+        Err(error) if error.is_out_of_range() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The same write of the same record.
+fn same(one: &KeyValue, other: &KeyValue) -> bool {
+    let written = |kv: &KeyValue| (kv.create_revision(), kv.mod_revision(), kv.lease());
+    written(one) == written(other) && one.value() == other.value()
+}
+
+async fn follow(shared: &Shared, mut seen: Seen) -> Ended {
+    let resume = |seen, reason| Ended::Resume { seen, reason };
     let Ok(connection) = shared.calls.connection().await else {
-        return resume(revision, "connect");
+        return resume(seen, "connect");
     };
     let options = WatchOptions::new()
         .with_prefix()
-        .with_start_revision(revision + 1)
+        .with_start_revision(seen.revision + 1)
         .with_progress_notify();
     let mut watching = connection
         .client
@@ -120,7 +167,7 @@ async fn follow(shared: &Shared, from: i64) -> Ended {
     let opening = watching.watch(shared.keys.prefix(), Some(options));
     let Ok(Ok(mut stream)) = timeout(CALL_DEADLINE, opening).await else {
         shared.calls.leave(&connection).await;
-        return resume(revision, "open");
+        return resume(seen, "open");
     };
 
     let mut progress = interval(PROGRESS_PERIOD);
@@ -133,7 +180,7 @@ async fn follow(shared: &Shared, from: i64) -> Ended {
                 // The queue to the stream holds far more than a silent stream's worth of requests.
                 if stream.request_progress().await.is_err() {
                     shared.calls.leave(&connection).await;
-                    return resume(revision, "closed");
+                    return resume(seen, "closed");
                 }
                 continue;
             }
@@ -142,16 +189,16 @@ async fn follow(shared: &Shared, from: i64) -> Ended {
             Ok(Ok(Some(answer))) => answer,
             Ok(Ok(None)) => {
                 shared.calls.leave(&connection).await;
-                return resume(revision, "closed");
+                return resume(seen, "closed");
             }
             Ok(Err(error)) => {
                 debug!(%error, "the watch failed");
                 shared.calls.leave(&connection).await;
-                return resume(revision, "failed");
+                return resume(seen, "failed");
             }
             Err(_) => {
                 shared.calls.leave(&connection).await;
-                return resume(revision, "silent");
+                return resume(seen, "silent");
             }
         };
         heard = Instant::from_std(shared.clock.now());
@@ -166,22 +213,25 @@ async fn follow(shared: &Shared, from: i64) -> Ended {
             // A member that lost its leader cancels every watch; another one may have it.
             debug!(reason = answer.cancel_reason(), "etcd canceled the watch");
             shared.calls.leave(&connection).await;
-            return resume(revision, "canceled");
+            return resume(seen, "canceled");
         }
-        if went_back(&answer, revision) {
+        if went_back(&answer, seen.revision) {
             return Ended::Relist {
                 reason: "went_back",
             };
         }
         // Only events move the point to resume at: in etcd before 3.4.25 an answer to a progress request may be ahead of
         // events that are still to come.
-        let newest = answer
-            .events()
-            .iter()
-            .filter_map(|event| event.kv())
-            .map(KeyValue::mod_revision)
-            .max();
+        let written = |event: &Event| event.kv().map(KeyValue::mod_revision);
+        let puts = answer.events().iter();
+        let puts = puts.filter(|event| event.event_type() == EventType::Put);
+        let newest = puts
+            .filter_map(Event::kv)
+            .max_by_key(|kv| kv.mod_revision());
         if let Some(newest) = newest {
+            seen.newest = Some(newest.clone());
+        }
+        if let Some(last) = answer.events().iter().filter_map(written).max() {
             let events = answer.events().iter().filter_map(|event| {
                 let kv = event.kv()?;
                 Some(match event.event_type() {
@@ -190,7 +240,7 @@ async fn follow(shared: &Shared, from: i64) -> Ended {
                 })
             });
             shared.apply(events);
-            revision = revision.max(newest);
+            seen.revision = seen.revision.max(last);
         }
     }
 }
