@@ -313,13 +313,15 @@ impl Leg {
 
     /// Sends what is due.
     fn pump(&mut self, call: &mut Call<'_>) {
-        while let Some(output) = self.core.poll_output(self.trunk.node.clock.now()) {
-            let output = match output {
+        let now = self.trunk.node.clock.now();
+        while let Some(output) = self.core.poll_output(now) {
+            let sent = match output {
                 Output::Ack { units } => to_origin::Message::Ack(wire::Ack { units }),
                 Output::Ping => to_origin::Message::Ping(self.ping()),
             };
-            // On a full queue the next one says the same; an upstream that takes none for long is dead by its pings.
-            let _ = call.outbound.try_send(message(output));
+            if call.outbound.try_send(message(sent)).is_err() {
+                self.core.handle_unsent(now, output);
+            }
         }
         if call.room_due
             && self.trunk.connected_by(self.index)

@@ -72,7 +72,7 @@ pub struct Receiver {
 #[derive(Debug)]
 struct Call {
     units: u64,
-    acked: u64,
+    /// Units came that aren't acknowledged: when they are to be.
     ack_at: Option<Instant>,
     ping_at: Instant,
     unanswered: u32,
@@ -95,7 +95,6 @@ impl Receiver {
         self.clock = OffsetFilter::default();
         self.call = Some(Call {
             units: 0,
-            acked: 0,
             ack_at: None,
             ping_at: now + PING_INTERVAL,
             unanswered: 0,
@@ -223,10 +222,7 @@ impl Receiver {
         let call = self.call.as_mut()?;
         if call.ack_at.is_some_and(|at| at <= now) {
             call.ack_at = None;
-            if call.acked != call.units {
-                call.acked = call.units;
-                return Some(Output::Ack { units: call.units });
-            }
+            return Some(Output::Ack { units: call.units });
         }
         if call.ping_at <= now {
             // From now, not from when it was due: a process that was stopped must not count pings it never sent.
@@ -235,6 +231,14 @@ impl Receiver {
             return Some(Output::Ping);
         }
         None
+    }
+
+    /// What [`Self::poll_output`] gave found no room. Units are acknowledged again in a while: the window may be closed until they are. A
+    /// ping counts as sent: an upstream that takes none is dead.
+    pub fn handle_unsent(&mut self, now: Instant, output: Output) {
+        if let (Some(call), Output::Ack { .. }) = (&mut self.call, output) {
+            call.ack_at.get_or_insert(now + ACK_INTERVAL);
+        }
     }
 
     /// When to call [`Self::poll_output`] again if nothing comes; none without a call.

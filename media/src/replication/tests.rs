@@ -263,6 +263,28 @@ fn a_stall_is_followed_by_a_keyframe_not_by_old_pictures() {
 }
 
 #[test]
+fn an_acknowledgement_that_found_no_room_is_said_again() {
+    let now = testkit::start();
+    let mut receiver = Receiver::default();
+    receiver.handle_connected(now);
+    receiver.handle_info(&info(1)).expect("the first epoch");
+    receiver.handle_unit(now, unit(VIDEO, 1, 0, 10).as_ref().clone());
+    let later = now + receiver::ACK_INTERVAL;
+    let ack = receiver::Output::Ack { units: 1 };
+    // Nothing more comes, for the window is closed until it is said.
+    for round in 1..4 {
+        let at = now + receiver::ACK_INTERVAL * round;
+        assert_eq!(receiver.poll_output(at), Some(ack), "round {round}");
+        assert_eq!(receiver.poll_output(at), None);
+        receiver.handle_unsent(at, ack);
+    }
+    assert_eq!(
+        receiver.poll_timeout(),
+        Some(later + receiver::ACK_INTERVAL * 3)
+    );
+}
+
+#[test]
 fn a_refusing_consumer_gets_the_track_back_at_a_keyframe() {
     let mut receiver = Receiver::default();
     let now = testkit::start();
