@@ -77,10 +77,23 @@ where
         let mut looks = 0;
         loop {
             let record = announcement.record(&node, read().await);
-            let draining = record.draining;
+            let mut draining = record.draining;
             looks += 1;
             if looks > LOOKS_MAX || told.as_ref().is_none_or(|told| is_news(told, &record)) {
-                match node.directory.announce(record.clone()).await {
+                let mut announcing = node.directory.announce(record.clone());
+                let (record, announced) = tokio::select! {
+                    announced = &mut announcing => (record, announced),
+                    () = node.shutdown.cancelled(), if !draining => {
+                        // What is under way isn't given up: it may arrive all the same, and would then be the last word. It says this
+                        // instead where it has to be tried again.
+                        draining = true;
+                        let record = announcement.record(&node, read().await);
+                        let again = node.directory.announce(record.clone());
+                        let (_, announced) = tokio::join!(announcing, again);
+                        (record, announced)
+                    }
+                };
+                match announced {
                     Ok(()) => (told, looks) = (Some(record), 0),
                     // A fixed list of origins knows nobody else.
                     Err(Error::ReadOnly) => return,

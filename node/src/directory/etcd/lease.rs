@@ -179,23 +179,22 @@ async fn all<F: Future<Output = Result<(), CallError>>>(calls: Vec<F>) -> bool {
     answers.all(|answer| ready(answer.is_ok())).await
 }
 
-/// Puts this node's record; putting it twice does no harm. One at a time: of two at once the older record might arrive last and stay.
+/// Puts this node's record; putting it twice does no harm. One at a time: of two at once the older record might arrive last and stay. Each
+/// attempt puts the record as it is by then, so that news doesn't wait for what a slow etcd still has to be told.
 pub(super) async fn put_node(shared: &Shared, lease: i64) -> Result<(), CallError> {
     let _alone = shared.node_puts.lock().await;
-    let Some(record) = shared.own().node.clone() else {
-        return Ok(());
-    };
     let key = shared.keys.node(&shared.own_run.id);
-    let value = serde_json::to_vec(&record).unwrap_or_default();
     shared
         .calls
         .run(Repeat::Idempotent, async |client| {
+            let Some(record) = shared.own().node.clone() else {
+                return Ok(());
+            };
+            let value = serde_json::to_vec(&record).unwrap_or_default();
             let options = PutOptions::new().with_lease(lease);
-            client
-                .kv_client()
-                .put(key.as_str(), value.as_slice(), Some(options))
-                .await
+            let mut kv = client.kv_client();
+            kv.put(key.as_str(), value, Some(options)).await?;
+            Ok(())
         })
-        .await?;
-    Ok(())
+        .await
 }

@@ -13,10 +13,15 @@ use headwater_bench::ports;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::Node;
+use crate::announce::{self, Announcement, Reading};
 use crate::backoff::Backoff;
 use crate::directory::EPOCHS_PER_CLAIM;
+use crate::directory::Role;
 use crate::directory::suite::{
     self, Cluster as _, claim, name, record, until, until_gone, until_owner,
 };
@@ -133,6 +138,11 @@ impl Etcd {
     fn restart(&mut self, member: usize) {
         let member = &mut self.members[member];
         member.child = spawn(&member.arguments);
+    }
+
+    fn port(&self) -> u16 {
+        let port = self.members[0].url.rsplit(':').next().expect("a port");
+        port.parse().expect("a number")
     }
 
     fn options(&self) -> Options {
@@ -384,13 +394,14 @@ async fn a_lost_lease_is_replaced_and_its_records_put_again() {
     until_gone(&b, "live/given-up").await;
 }
 
-/// Carries connections to `port` of this machine, and what goes over them late, each way; returns its own URL.
-async fn slow_way(port: u16, late: Duration) -> String {
+/// Carries connections to `port` of this machine, and what goes over them late by what `late` says, each way; returns its own URL.
+async fn slow_way(port: u16, late: watch::Receiver<Duration>) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
     let listener = listener.expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
-    let carry = move |mut from: tokio::net::tcp::OwnedReadHalf,
-                      mut to: tokio::net::tcp::OwnedWriteHalf| async move {
+    let carry = |mut from: tokio::net::tcp::OwnedReadHalf,
+                 mut to: tokio::net::tcp::OwnedWriteHalf,
+                 late: watch::Receiver<Duration>| async move {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let (sender, mut queue) = tokio::sync::mpsc::unbounded_channel();
         tokio::spawn(async move {
@@ -404,7 +415,7 @@ async fn slow_way(port: u16, late: Duration) -> String {
         });
         let mut buffer = vec![0; 64 << 10];
         while let Ok(count @ 1..) = from.read(&mut buffer).await {
-            let due = tokio::time::Instant::from_std(Clock::system().now()) + late;
+            let due = tokio::time::Instant::from_std(Clock::system().now()) + *late.borrow();
             if sender.send((due, buffer[..count].to_vec())).is_err() {
                 return;
             }
@@ -416,8 +427,8 @@ async fn slow_way(port: u16, late: Duration) -> String {
                 continue;
             };
             let (near, far) = (near.into_split(), far.into_split());
-            tokio::spawn(carry(near.0, far.1));
-            tokio::spawn(carry(far.0, near.1));
+            tokio::spawn(carry(near.0, far.1, late.clone()));
+            tokio::spawn(carry(far.0, near.1, late.clone()));
         }
     });
     url
@@ -427,10 +438,9 @@ async fn slow_way(port: u16, late: Duration) -> String {
 async fn the_streams_of_a_large_origin_are_put_again_within_a_lease_on_a_slow_etcd() {
     const STREAMS: usize = 300;
     let etcd = Etcd::start(1).await;
-    let port = etcd.members[0].url.rsplit(':').next().expect("a port");
-    let port = port.parse().expect("a number");
     let mut options = etcd.options();
-    options.endpoints = vec![slow_way(port, Duration::from_millis(20)).await];
+    let (_late, late) = watch::channel(Duration::from_millis(20));
+    options.endpoints = vec![slow_way(etcd.port(), late).await];
     let (a, b) = (Arc::new(start(options, "a")), etcd.node("b"));
     let names = (0..STREAMS).map(|n| name(&format!("live/{n}")));
     let claims = names.map(|name| a.claim(name, "http://a:1".to_owned(), None));
@@ -450,6 +460,52 @@ async fn the_streams_of_a_large_origin_are_put_again_within_a_lease_on_a_slow_et
     streams(STREAMS).await;
     let took = Clock::system().now() - since;
     assert!(took < TTL + lease::RETURN_SPREAD, "{took:?}");
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_news_that_a_slow_etcd_still_has_to_be_told() {
+    let etcd = Etcd::start(1).await;
+    let (slow, late) = watch::channel(Duration::ZERO);
+    let mut options = etcd.options();
+    options.endpoints = vec![slow_way(etcd.port(), late).await];
+    options.lease_ttl = Duration::from_secs(20);
+    let (a, b) = (Arc::new(start(options, "a")), etcd.node("b"));
+    let shutdown = CancellationToken::new();
+    let node = Node {
+        id: "a".parse().expect("valid"),
+        clock: Clock::system(),
+        directory: a,
+        io: tokio::runtime::Handle::current(),
+        shutdown: shutdown.clone(),
+    };
+    let announcement = Announcement {
+        role: Role::Edge,
+        grpc_url: String::new(),
+        public_url: None,
+    };
+    let (load, reading) = watch::channel(0.0);
+    let told = announce::spawn(&node, announcement, move || {
+        let reading = Reading {
+            load: *reading.borrow(),
+            ..Reading::default()
+        };
+        std::future::ready(reading)
+    });
+    until(&b, "it is announced", |d| d.nodes().len() == 1).await;
+    // An answer takes longer than it is waited for, so that each call is tried again.
+    slow.send_replace(calls::CALL_DEADLINE * 3 / 5);
+    load.send_replace(0.5);
+    until(&b, "its load is told", |d| d.nodes()[0].load > 0.4).await;
+    let mut client = etcd.client().await;
+    let mut puts = async || {
+        let record = client.get("/headwater/default/nodes/a", None).await;
+        record.expect("an answer").kvs()[0].version()
+    };
+    let before = puts().await;
+    shutdown.cancel();
+    until(&b, "that it drains is told", |d| d.nodes()[0].draining).await;
+    assert_eq!(puts().await, before + 1, "the very next attempt says so");
+    told.abort();
 }
 
 #[tokio::test]
