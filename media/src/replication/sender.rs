@@ -5,6 +5,9 @@
 //! the audio from the earliest of those on, or everything is dropped if that is not enough; tracks then go on at their next keyframe,
 //! behind a [`Output::Gap`].
 //!
+//! A subscriber that says nothing at all has stopped, and nobody is served by skipping for it: what waits is kept for [`SILENT_MAX`], as it
+//! would be if the call had broken and it came back to go on from the resume window. When it acknowledges again, what waits has just come.
+//!
 //! Feed it (`handle_*`), then take [`Sender::poll_output`] as long as the transport accepts more.
 
 use std::collections::VecDeque;
@@ -17,13 +20,18 @@ use crate::time::MediaTime;
 use crate::track::StreamInfo;
 use crate::unit::{AccessUnit, MediaKind};
 
+/// How long units wait for a subscriber that doesn't acknowledge anything. With the two seconds that are sent before they wait, it is what
+/// a resume window holds by default; the bytes are bounded as ever.
+pub const SILENT_MAX: Duration = Duration::from_secs(8);
+
 /// Bounds of a [`Sender`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Config {
     /// Payload bytes that may be unacknowledged, and as many that may wait. A backlog at the start may exceed it: the caches that
     /// it comes from have their own bound.
     pub bytes: usize,
-    /// How long a unit may be unacknowledged before no more are sent, and how long one may wait before units are skipped.
+    /// How long a unit may be unacknowledged before no more are sent, and how long one may wait before units are skipped, unless the
+    /// subscriber is silent.
     pub span: Duration,
 }
 
@@ -86,6 +94,10 @@ pub struct Sender {
     waiting_bytes: usize,
     in_flight: VecDeque<(Instant, usize)>,
     in_flight_bytes: usize,
+    /// The last acknowledgement of something.
+    acked_at: Option<Instant>,
+    /// It has been silent for so long that units were skipped: keeping more than for anybody serves nothing.
+    given_up: bool,
     sent_units: u64,
     acked_units: u64,
     skipped_units: u64,
@@ -136,6 +148,8 @@ impl Sender {
             waiting_bytes: 0,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
+            acked_at: None,
+            given_up: false,
             sent_units: 0,
             acked_units: 0,
             skipped_units: 0,
@@ -202,12 +216,19 @@ impl Sender {
     ///
     /// # Errors
     /// If it claims more than were sent: end the call.
-    pub fn handle_ack(&mut self, units: u64) -> Result<(), AckAhead> {
+    pub fn handle_ack(&mut self, now: Instant, units: u64) -> Result<(), AckAhead> {
         if units > self.sent_units {
             return Err(AckAhead {
                 acked: units,
                 sent: self.sent_units,
             });
+        }
+        if self.acked_units < units {
+            if self.silent(now) {
+                self.restart_waits(now);
+            }
+            self.acked_at = Some(now);
+            self.given_up = false;
         }
         while self.acked_units < units {
             self.acked_units += 1;
@@ -326,14 +347,37 @@ impl Sender {
             Entry::Unit { at, .. } => Some(*at),
             Entry::Info(_) => None,
         });
+        let patience = if self.silent(now) && !self.given_up {
+            self.config.span.max(SILENT_MAX)
+        } else {
+            self.config.span
+        };
         self.waiting_bytes > self.config.bytes
-            || oldest.is_some_and(|at| now.saturating_duration_since(at) > self.config.span)
+            || oldest.is_some_and(|at| now.saturating_duration_since(at) > patience)
+    }
+
+    /// The subscriber has said nothing for as long as a unit may be unacknowledged. One that is only slow says what it has read.
+    fn silent(&self, now: Instant) -> bool {
+        let oldest = self.in_flight.front().map(|(since, _)| *since);
+        oldest.max(self.acked_at).is_some_and(|since| {
+            oldest.is_some() && now.saturating_duration_since(since) >= self.config.span
+        })
+    }
+
+    /// What waits has just come, as it would have with a new call.
+    fn restart_waits(&mut self, now: Instant) {
+        for entry in &mut self.queue {
+            if let Entry::Unit { at, .. } = entry {
+                *at = now;
+            }
+        }
     }
 
     /// Skips each video track to its newest keyframe that waits, and what has none to its end; if they are the oldest units already, or
     /// that is still too much, over all of it.
     fn skip(&mut self, now: Instant) {
         self.overflows += 1;
+        self.given_up = self.silent(now);
         // Of each video track with units that wait.
         let mut newest: Vec<(TrackId, Option<MediaTime>)> = Vec::new();
         for entry in self.queue.iter().rev() {

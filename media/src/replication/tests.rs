@@ -176,7 +176,7 @@ impl Scene {
             match self.up.pop_front() {
                 Some((_, receiver::Output::Ack { units })) => {
                     self.sender
-                        .handle_ack(units)
+                        .handle_ack(self.now, units)
                         .expect("no more than was sent");
                 }
                 Some((_, receiver::Output::Ping)) => self.receiver.handle_life(),
@@ -259,7 +259,38 @@ fn a_stall_is_followed_by_a_keyframe_not_by_old_pictures() {
         fresh.is_some_and(|sequence| sequence.is_multiple_of(GOP)),
         "{after:?}"
     );
-    assert!(scene.widest.1 <= 3 << 20, "{:?}", scene.widest);
+    // Eight seconds' worth.
+    assert!(scene.widest.1 <= 5 << 20, "{:?}", scene.widest);
+}
+
+#[test]
+fn a_subscriber_that_was_stopped_for_less_than_the_resume_window_misses_nothing() {
+    for (seed, stopped) in [(1, 3), (2, 5), (3, 7)] {
+        let mut scene = Scene::new(seed);
+        scene.run(Duration::from_secs(2));
+        scene.rate = 0;
+        scene.run(Duration::from_secs(stopped));
+        scene.rate = 10_000;
+        scene.run(Duration::from_secs(3));
+        assert!(gapless(&scene.video()), "{stopped} s");
+        assert_eq!((scene.lost, scene.gaps.len()), (0, 0), "{stopped} s");
+        let newest = scene.video().last().copied().expect("pictures");
+        assert!(scene.next - newest < 5, "it has caught up: {stopped} s");
+    }
+}
+
+#[test]
+fn one_that_goes_on_over_too_narrow_a_link_skips_as_any_slow_one() {
+    let mut scene = Scene::new(4);
+    scene.run(Duration::from_secs(2));
+    scene.rate = 0;
+    scene.run(Duration::from_secs(6));
+    scene.frame_bytes = 100_000;
+    scene.rate = 800;
+    scene.run(Duration::from_secs(20));
+    assert!(scene.sender.skipped_units() > 0);
+    let newest = scene.video().last().copied().expect("pictures");
+    assert!(scene.next - newest < 25 * 6, "{newest} of {}", scene.next);
 }
 
 #[test]
@@ -385,8 +416,8 @@ fn a_track_that_is_wanted_again_starts_at_a_keyframe() {
     sender.handle_backlog(now, vec![unit(VIDEO, 1, 25, 10), unit(VIDEO, 1, 26, 10)]);
     sender.handle_unit(now, unit(VIDEO, 1, 27, 10));
     assert_eq!(drain(&mut sender), [(100, 24), (0, 25), (0, 26), (0, 27)]);
-    assert!(sender.handle_ack(6).is_err(), "five were sent");
-    assert!(sender.handle_ack(5).is_ok());
+    assert!(sender.handle_ack(now, 6).is_err(), "five were sent");
+    assert!(sender.handle_ack(now, 5).is_ok());
     assert_eq!(sender.held_bytes(), (0, 0));
 }
 

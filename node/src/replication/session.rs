@@ -154,7 +154,7 @@ impl Session {
         match message.message {
             Some(to_origin::Message::Ack(ack)) => self
                 .core
-                .handle_ack(ack.units)
+                .handle_ack(self.clock.now(), ack.units)
                 .map_err(|error| Status::invalid_argument(error.to_string())),
             Some(to_origin::Message::Ping(ping)) => {
                 self.handle_ping(ping, self.clock.wall())?;
