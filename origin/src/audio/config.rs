@@ -25,7 +25,8 @@ pub struct Config {
     /// Packet loss in percent that the encoder prepares for, 0 to 100. Up to 5 it keeps the mode that is best for music and
     /// has no error correction; above 8 it always works in the mode for speech, which has it, costs twice the CPU and is worse for music.
     pub expected_loss_percent: u8,
-    /// AAC access units that may wait per stream; more are dropped. 128 are 2.7 s at 48 kHz.
+    /// AAC access units that may wait per stream; more are dropped. 1024 are 21 s at 48 kHz: what a publisher has kept while the way to it, or
+    /// this process, stood still comes at once. At most 1 MiB, whatever this says.
     pub queue_units: usize,
     /// The ffmpeg that decodes what isn't AAC-LC in mono or stereo: a path, or a name looked up in `PATH`.
     pub ffmpeg: PathBuf,
@@ -45,7 +46,7 @@ impl Default for Config {
             complexity: 5,
             fec: true,
             expected_loss_percent: 5,
-            queue_units: 128,
+            queue_units: 1024,
             ffmpeg: PathBuf::from("ffmpeg"),
             restarts_max: 5,
             restart_window_seconds: 60,

@@ -673,6 +673,32 @@ fn a_full_queue_drops_and_says_so() {
 }
 
 #[test]
+fn what_a_publisher_kept_while_nothing_moved_fits_in_the_queue_within_its_bytes() {
+    let clip = Clip::tone(48_000, 2);
+    let gate = Arc::new(OnceLock::<()>::new());
+    let held = Arc::clone(&gate);
+    let output = Box::new(move |_| {
+        held.wait();
+    });
+    let transcoder = Transcoder::spawn(&Config::default(), clip.source.clone(), output);
+    // Ten seconds.
+    for round in 0..5 {
+        for unit in clip.units(round * 2000) {
+            transcoder.push(unit).expect("there is room");
+        }
+    }
+    let large = AccessUnit {
+        payload: Bytes::from(vec![0; 64 << 10]),
+        ..clip.units(0)[0].as_ref().clone()
+    };
+    let large = Arc::new(large);
+    let pushed = (0..100).map(|_| transcoder.push(Arc::clone(&large)));
+    let taken = pushed.take_while(Result::is_ok).count();
+    gate.set(()).unwrap();
+    assert!((8..=16).contains(&taken), "{taken} of 64 KiB");
+}
+
+#[test]
 fn dropping_a_transcoder_ends_its_ffmpeg() {
     let clip = Clip::tone(48_000, 6);
     let scratch = tempfile::tempdir().unwrap();

@@ -31,6 +31,9 @@ use crate::audio::pool::{Job, Pool, pool};
 /// Inputs that one turn takes (count): about 0.1 ms each, so a turn stays around a millisecond.
 const INPUTS_PER_TURN: usize = 8;
 
+/// Payload bytes of units that may wait: 26 s at 320 kbit/s.
+const QUEUE_BYTES_MAX: usize = 1 << 20;
+
 /// Pieces of a child's samples that may wait (count); then the child's pipe fills, and then its input.
 const PCM_WAITING_MAX: usize = 64;
 
@@ -81,11 +84,14 @@ impl Transcoder {
             return Err(Undelivered::Closed);
         }
         let mut inbox = self.task.inbox();
-        if inbox.units >= self.task.config.queue_units.max(1) {
+        let full =
+            inbox.units >= self.task.config.queue_units.max(1) || inbox.bytes >= QUEUE_BYTES_MAX;
+        if full {
             counter!(DROPPED, "reason" => "queue_full").increment(1);
             return Err(Undelivered::Full);
         }
         inbox.units += 1;
+        inbox.bytes = inbox.bytes.saturating_add(unit.payload.len());
         inbox.items.push_back(Input::Unit(unit));
         self.task.wake(&mut inbox);
         Ok(())
@@ -113,6 +119,7 @@ impl Drop for Transcoder {
         let mut inbox = self.task.inbox();
         inbox.items.clear();
         inbox.units = 0;
+        inbox.bytes = 0;
         // A child must not wait for a turn that never comes; the last turn drops it.
         self.task.pcm_room.close();
         self.task.wake(&mut inbox);
@@ -144,6 +151,8 @@ struct Inbox {
     items: VecDeque<Input>,
     /// Units among them.
     units: usize,
+    /// Their payload.
+    bytes: usize,
     /// The pool has the task, or is about to look at it again.
     scheduled: bool,
 }
@@ -267,8 +276,9 @@ impl Job for Task {
             let input = {
                 let mut inbox = self.inbox();
                 let input = inbox.items.pop_front();
-                if matches!(input, Some(Input::Unit(_))) {
+                if let Some(Input::Unit(unit)) = &input {
                     inbox.units = inbox.units.saturating_sub(1);
+                    inbox.bytes = inbox.bytes.saturating_sub(unit.payload.len());
                 }
                 input
             };
