@@ -9,9 +9,8 @@ use headwater_media::tree::Answer;
 use headwater_node::Node;
 use headwater_node::directory::Upstream;
 use headwater_proto::replication::{ListStreamsRequest, LiveStream as WireStream};
-use tracing::debug;
 
-use crate::upstream::{Connection, Purpose};
+use crate::upstream::{Connection, Purpose, outages};
 
 /// An origin of a fixed list that takes longer to say what it has is left out.
 const LIST_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -48,7 +47,7 @@ pub async fn live_streams(node: &Node) -> Vec<LiveStream> {
         node.io.spawn(async move {
             let answer = tokio::time::timeout(LIST_TIMEOUT, ask(&task_node, &origin, None)).await;
             let answer = answer.unwrap_or_else(|_| {
-                debug!(%origin, "did not say in time what is live");
+                outages::report(&task_node, &origin, "no answer in time");
                 None
             });
             answer.unwrap_or_default()
@@ -78,10 +77,10 @@ async fn ask(node: &Node, origin: &str, only: Option<&StreamName>) -> Option<Vec
         let mut client = connection
             .replication()
             .await
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| outages::chain(&error))?;
         let stream = only.map(ToString::to_string).unwrap_or_default();
         let answer = client.list_streams(ListStreamsRequest { stream }).await;
-        answer.map_err(|status| status.to_string())
+        answer.map_err(|status| outages::refusal(&status))
     };
     match answer.await {
         Ok(answer) => {
@@ -91,7 +90,7 @@ async fn ask(node: &Node, origin: &str, only: Option<&StreamName>) -> Option<Vec
         }
         Err(error) => {
             connection.discard();
-            debug!(%origin, %error, "does not say what is live");
+            outages::report(node, origin, &error);
             None
         }
     }

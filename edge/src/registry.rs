@@ -164,11 +164,8 @@ impl Registry {
         });
         let known = known.await.unwrap_or_else(|_| {
             let state = state.borrow();
-            match (&state.info, state.upstream) {
-                (Some(info), _) => Ok(Arc::clone(info)),
-                (None, Some(_)) => Err(OpenError::NotLive),
-                (None, None) => Err(OpenError::Unavailable),
-            }
+            // Those who could tell that nobody publishes it would have done so by now.
+            state.info.clone().ok_or(OpenError::Unavailable)
         });
         known.map(|info| OpenStream { info, handle })
     }

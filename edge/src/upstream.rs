@@ -15,6 +15,8 @@ use headwater_proto::sessions::sessions_client::SessionsClient;
 use tokio::sync::OnceCell;
 use tonic::transport::{Channel, Endpoint};
 
+pub(crate) mod outages;
+
 /// Calls that share a connection (count); below what an origin allows per connection.
 const CALLS_PER_CONNECTION: usize = 500;
 

@@ -1,9 +1,10 @@
 //! Each part is killed in turn: what remains goes on, what comes back is used again without a restart of the others.
 
 use super::harness::{
-    Cluster, Directory, Node, Options, Picture, Publisher, Sound, Viewer, eventually, number,
-    pause, probe, seconds,
+    Cluster, Directory, Node, Options, Picture, Publisher, Sound, Viewer, eventually, get, number,
+    pause, probe, request, seconds,
 };
+use super::whep::OFFER;
 
 const FLAGS: &[&str] = &["--wait", "20s", "--min-fps", "20"];
 
@@ -170,4 +171,47 @@ fn without_etcd_what_plays_goes_on_and_new_viewers_join_it() {
     let _second = Publisher::start(&cluster.rtmp_url("live/second"), Picture::Test, Sound::Tone);
     let (code, report) = probe(&cluster.whep_url("live/second"), seconds(2), FLAGS);
     assert_eq!(code, 0, "etcd is used again: {report:#}");
+}
+
+#[test]
+fn an_origin_that_cannot_be_reached_is_told_from_a_stream_that_nobody_publishes() {
+    let linked = Options {
+        linked: true,
+        ..Options::default()
+    };
+    let mut dead = Cluster::split(Directory::Static, &Options::default());
+    let mut lost = Cluster::split(Directory::Etcd, &linked);
+    let _publisher = Publisher::start(&lost.rtmp_url("live/demo"), Picture::Test, Sound::Tone);
+    for cluster in [&mut dead, &mut lost] {
+        assert_eq!(join(cluster.edge(), "live/nobody"), (409, "not-live"));
+    }
+    // Nobody listens where `--origin` says, or at what the origin advertises.
+    dead.origin().kill();
+    let way = lost.origin().link.as_ref().expect("its way");
+    way.cut();
+    for (cluster, reason) in [(&mut dead, "Connection refused"), (&mut lost, "no answer")] {
+        let edge = cluster.edge();
+        assert_eq!(join(edge, "live/demo"), (503, "no-upstream"));
+        let metrics = get(edge.admin, "/metrics").expect("metrics").body;
+        assert!(metrics.contains("headwater_edge_joins_total{result=\"no-upstream\"} 1"));
+        let lines = edge.process.lines();
+        let said = lines
+            .iter()
+            .filter(|line| line.contains("an upstream can't be used"));
+        let said: Vec<_> = said.collect();
+        assert!(
+            said.len() == 1 && said[0].contains("WARN") && said[0].contains(reason),
+            "{said:?}"
+        );
+    }
+}
+
+/// What a newcomer is told.
+fn join(edge: &Node, stream: &str) -> (u16, &'static str) {
+    let path = format!("/whep/{stream}");
+    let headers = [("Content-Type", "application/sdp")];
+    let answer = request(edge.http, "POST", &path, &headers, OFFER).expect("an answer");
+    let kinds = ["not-live", "no-upstream"];
+    let kind = kinds.into_iter().find(|kind| answer.body.contains(kind));
+    (answer.status, kind.unwrap_or_default())
 }

@@ -26,7 +26,7 @@ use super::trunk::Standing;
 use super::{Outcome, Stopped};
 use crate::latency::CallClock;
 use crate::locate;
-use crate::upstream::{Connection, Purpose};
+use crate::upstream::{Connection, Purpose, outages};
 
 mod orphaned;
 
@@ -138,12 +138,12 @@ impl Leg {
         let mut client = match tokio::time::timeout(patience, connection.replication()).await {
             Ok(Ok(client)) => client,
             Err(_) => {
-                debug!(upstream = url, "no connection in time");
+                outages::report(&self.trunk.node, url, "no connection in time");
                 connection.discard();
                 return Err(Outcome::Failed);
             }
             Ok(Err(error)) => {
-                debug!(upstream = url, %error, "no connection");
+                outages::report(&self.trunk.node, url, &outages::chain(&error));
                 connection.discard();
                 return Err(Outcome::Failed);
             }
@@ -176,15 +176,21 @@ impl Leg {
             Ok(Ok(response)) => Ok((connection, outbound, response.into_inner())),
             Ok(Err(status)) if status.code() == Code::NotFound => Err(Outcome::NotFound),
             Ok(Err(status)) => {
-                debug!(upstream = url, %status, "refused");
-                if broken(&status) {
+                let broken = broken(&status);
+                if broken || candidate.node.is_none() {
+                    outages::report(&self.trunk.node, url, &outages::refusal(&status));
+                } else {
+                    // Edges send others away as a matter of course.
+                    debug!(upstream = url, %status, "refused");
+                }
+                if broken {
                     connection.discard();
                     return Err(Outcome::Failed);
                 }
                 Err(Outcome::Refused)
             }
             Err(_) => {
-                debug!(upstream = url, "does not answer");
+                outages::report(&self.trunk.node, url, "no answer in time");
                 connection.discard();
                 Err(Outcome::Failed)
             }
