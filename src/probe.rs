@@ -31,10 +31,19 @@ const RUN_UP: Duration = Duration::from_secs(1);
 /// When the session that was to be gone over to can't be had.
 const JOIN_AGAIN: Duration = Duration::from_secs(1);
 
+const AFTER_HELP: &str = "\
+Exit codes:
+  0   the stream is healthy
+  1   it is not: the report says why
+  2   it could not be joined
+  64  the command line is wrong";
+
 /// What `headwater probe` takes on the command line.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = AFTER_HELP)]
 pub(crate) struct Args {
-    /// The stream's WHEP endpoint or its player page: http://edge:8080/whep/app/stream or …/play/app/stream
+    /// The stream's WHEP endpoint or its player page, with its token if it has one: http://edge:8080/whep/app/stream or
+    /// …/play/app/stream#token=TOKEN
     pub(crate) url: String,
     /// How long to watch after joining, such as 10s, 500ms or 2m
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
@@ -364,9 +373,9 @@ fn reached(join: &Join, transport: Transport) -> &'static str {
             ice_ms: Some(_), ..
         } => "ICE had found a way, but DTLS did not finish",
         _ => match transport {
-            Transport::Udp => "ICE found no way: is the media port reachable by UDP?",
+            Transport::Udp => "ICE found no way: UDP doesn't seem to reach the media port",
             Transport::Tcp => {
-                "ICE found no way: is the media port reachable by TCP, and edge.media_tcp not off?"
+                "ICE found no way: TCP doesn't seem to reach the media port, or edge.media_tcp is off"
             }
         },
     }

@@ -43,7 +43,7 @@ step "starting headwater (log: $log)"
 set -m
 "$target/debug/headwater" standalone \
     --rtmp "0.0.0.0:$rtmp_port" --http "0.0.0.0:$http_port" \
-    --media "0.0.0.0:$media_port" --admin "0.0.0.0:$admin_port" >"$log" 2>&1 &
+    --media "0.0.0.0:$media_port" --admin "127.0.0.1:$admin_port" >"$log" 2>&1 &
 server=$!
 start_demo() { RTMP_PORT=$rtmp_port deploy/dev/demo.sh >"$demo_log" 2>&1 & demo=$!; }
 set +m
@@ -77,6 +77,7 @@ cat <<TEXT
 
   Watch           ${cyan}http://localhost:$http_port/play/live/demo${off}
   What is live    ${cyan}http://localhost:$http_port/${off}$([[ -n $host ]] && printf '\n  Other devices   %shttp://%s:%s/%s' "$cyan" "$host" "$http_port" "$off")
+  For operators   http://localhost:$admin_port/admin
   Metrics         http://localhost:$admin_port/metrics
 
   ${bold}Push your own${off}

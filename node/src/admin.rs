@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use actix_web::dev::ServerHandle;
 use actix_web::http::StatusCode;
 use actix_web::http::header;
+use actix_web::middleware::from_fn;
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, Resource, Route, guard, web};
 use futures_util::future::{BoxFuture, join_all};
 use headwater_media::id::{InvalidStreamName, StreamName};
@@ -33,6 +34,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tracing::warn;
 
+use crate::auth::Token;
 use crate::directory::NodeRecord;
 use crate::listen;
 use crate::node::Node;
@@ -138,6 +140,9 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Names under which operators open its page, without a port. By addresses and as `localhost` it is always known.
     pub hosts: Vec<String>,
+    /// Who presents it may command the node; none: everybody who reaches it. Set from `[auth]`.
+    #[serde(skip)]
+    pub token: Option<Token>,
 }
 
 impl Default for Config {
@@ -145,6 +150,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 9600)),
             hosts: Vec::new(),
+            token: None,
         }
     }
 }
@@ -170,6 +176,7 @@ pub struct Admin {
 struct State {
     node: Node,
     hosts: Vec<String>,
+    token: Option<Token>,
     roles: Vec<Arc<dyn Report>>,
     metrics: Metrics,
     panics: Mutex<PanicWindow>,
@@ -188,6 +195,7 @@ pub fn start(
     let Config {
         listen: address,
         hosts,
+        token,
     } = config;
     let failed = listen::Error::of("the admin port", address);
     let socket = TcpListener::bind(address).map_err(&failed)?;
@@ -200,6 +208,7 @@ pub fn start(
     let state = web::Data::new(State {
         node,
         hosts,
+        token,
         roles,
         metrics,
         panics,
@@ -259,6 +268,10 @@ fn routes(config: &mut web::ServiceConfig) {
         ("/healthz", get().to(healthz)),
         ("/readyz", get().to(readyz)),
         ("/metrics", get().to(metrics)),
+    ] {
+        config.service(resource(path, route, GET));
+    }
+    for (path, route) in [
         ("/api/v1/streams", get().to(streams)),
         ("/api/v1/viewers", get().to(viewers)),
         ("/api/v1/nodes", get().to(nodes)),
@@ -267,7 +280,7 @@ fn routes(config: &mut web::ServiceConfig) {
             get().to(publish_config),
         ),
     ] {
-        config.service(resource(path, route, GET));
+        config.service(resource(path, route, GET).wrap(from_fn(commands::known_by_name)));
     }
     for (path, route) in [
         ("/api/v1/drain", web::post().to(commands::drain)),
@@ -581,6 +594,7 @@ mod tests {
         web::Data::new(State {
             node,
             hosts: Vec::new(),
+            token: None,
             roles,
             metrics: Metrics::install(),
             panics,
@@ -633,6 +647,28 @@ mod tests {
     }
 
     #[actix_rt::test]
+    async fn the_api_answers_by_names_that_are_ours_and_probes_by_any() {
+        let state = state(vec![role(vec![])]);
+        let asked = |path: &str, host: &str| {
+            let request = web_test::TestRequest::get().uri(path);
+            ask(
+                &state,
+                request.insert_header((header::HOST, host.to_owned())),
+            )
+        };
+        for path in ["/api/v1/nodes", "/api/v1/streams", "/api/v1/viewers"] {
+            for host in ["10.0.0.7:9600", "[::1]:9600", "localhost:9600", "o1:9600"] {
+                assert_eq!(asked(path, host).await.0, 200, "{path} {host}");
+            }
+            let (status, _, body) = asked(path, "evil.example:9600").await;
+            assert!(status == 403 && body.contains("unknown-host"), "{body}");
+        }
+        for path in ["/healthz", "/readyz", "/metrics"] {
+            assert_eq!(asked(path, "evil.example:9600").await.0, 200, "{path}");
+        }
+    }
+
+    #[actix_rt::test]
     async fn nodes_are_our_own_roles_and_then_those_of_the_directory() {
         use crate::directory::{Directory, suite};
 
@@ -650,6 +686,7 @@ mod tests {
         let state = web::Data::new(State {
             node,
             hosts: Vec::new(),
+            token: None,
             roles: state.roles.clone(),
             metrics: state.metrics.clone(),
             panics: Mutex::new(PanicWindow {

@@ -3,7 +3,7 @@
 //! The schema is the caller's: any struct that deserializes with `deny_unknown_fields` and defaults. A variable's name is
 //! its key in capitals, with two underscores for the dot: `HEADWATER_RTMP__LISTEN` sets `rtmp.listen`, `HEADWATER_ID` sets
 //! `id`. Its value is read as the key's type wants it: text as it stands, a TOML literal (`5`, `true`, `["a", "b"]`), or a
-//! list separated by commas. Every layer is checked by itself, so that an error names the line, variable or flag at fault.
+//! list separated by commas, of literals (`0,200`) or text. Every layer is checked by itself, so that an error names the line, variable or flag at fault.
 
 mod schema;
 
@@ -88,7 +88,7 @@ pub fn load<T: DeserializeOwned>(layers: &Layers) -> Result<T, Error> {
         if let Some(key) = env_key(name) {
             let value = typed::<T>(&key, text).map_err(|error| Error::Invalid {
                 place: name.clone(),
-                message: explain(error.message(), &keys, &key),
+                message: explain(error.message(), &keys, &key, variable),
             })?;
             set(&mut merged, &key, value).map_err(|message| Error::Invalid {
                 place: name.clone(),
@@ -102,14 +102,14 @@ pub fn load<T: DeserializeOwned>(layers: &Layers) -> Result<T, Error> {
             message,
         };
         check::<T>(&flag.key, &flag.value)
-            .map_err(|error| invalid(explain(error.message(), &keys, &flag.key)))?;
+            .map_err(|error| invalid(explain(error.message(), &keys, &flag.key, str::to_owned)))?;
         set(&mut merged, &flag.key, flag.value.clone()).map_err(invalid)?;
     }
     merged
         .try_into()
         .map_err(|error: toml::de::Error| Error::Invalid {
             place: "configuration".to_owned(),
-            message: error.message().to_owned(),
+            message: worded(error.message()),
         })
 }
 
@@ -134,7 +134,7 @@ fn read_file<T: DeserializeOwned>(path: &Path, keys: &[String]) -> Result<Table,
         let (line, column) = position(&text, error.span().map_or(0, |span| span.start));
         Error::Invalid {
             place: format!("{}:{line}:{column}", path.display()),
-            message: explain(error.message(), keys, &section(&text, line)),
+            message: explain(error.message(), keys, &section(&text, line), str::to_owned),
         }
     };
     let table: Table = toml::from_str(&text).map_err(invalid)?;
@@ -149,6 +149,12 @@ fn env_key(name: &str) -> Option<String> {
         return None;
     }
     Some(key.to_ascii_lowercase().replace("__", "."))
+}
+
+/// The variable that sets a configuration key.
+fn variable(key: &str) -> String {
+    let name = key.to_ascii_uppercase().replace('.', "__");
+    format!("{ENV_PREFIX}{name}")
 }
 
 /// Kubernetes sets such variables in every pod for every service of the namespace (`HEADWATER_EDGE_PORT_80_TCP_ADDR` for a
@@ -180,22 +186,32 @@ fn typed<T: DeserializeOwned>(key: &str, text: &str) -> Result<Value, toml::de::
         Ok(()) => return Ok(plain),
         Err(error) => error,
     };
-    let literal = toml::from_str::<Table>(&format!("value = {}", text.trim()))
-        .ok()
-        .and_then(|mut table| (table.len() == 1).then(|| table.remove("value")).flatten());
-    let list = Value::Array(
+    let toml = |literal: &str| {
+        toml::from_str::<Table>(&format!("value = {literal}"))
+            .ok()
+            .and_then(|mut table| (table.len() == 1).then(|| table.remove("value")).flatten())
+    };
+    let text = text.trim();
+    let literals = toml(&format!("[{text}]"));
+    let texts = Value::Array(
         text.split(',')
             .map(str::trim)
             .filter(|item| !item.is_empty())
             .map(|item| Value::String(item.to_owned()))
             .collect(),
     );
-    for value in literal.into_iter().chain([list]) {
-        if check::<T>(key, &value).is_ok() {
-            return Ok(value);
+    // Of a list what matters is what is wrong with its items, the last way that they were read.
+    let list_wanted = error.message().ends_with("expected a sequence")
+        || error.message().contains("expected an array");
+    let mut wrong = error;
+    for value in [toml(text), Some(texts), literals].into_iter().flatten() {
+        match check::<T>(key, &value) {
+            Ok(()) => return Ok(value),
+            Err(error) if list_wanted && value.is_array() => wrong = error,
+            Err(_) => {}
         }
     }
-    Err(error)
+    Err(wrong)
 }
 
 /// Whether the schema takes this one value, all else being default.
@@ -254,13 +270,43 @@ fn section(text: &str, line: usize) -> String {
         .unwrap_or_default()
 }
 
-/// Words an error of the deserializer for an operator: an unknown key gets the nearest known one beside it.
-fn explain(message: &str, keys: &[String], near: &str) -> String {
+/// What the deserializer calls things, and what operators do.
+const WORDS: &[(&str, &str)] = &[
+    ("expected usize", "expected a whole number from 0"),
+    ("expected u64", "expected a whole number from 0"),
+    ("expected u32", "expected a whole number from 0"),
+    ("expected u16", "expected a whole number from 0 to 65535"),
+    ("expected u8", "expected a whole number from 0 to 255"),
+    ("expected f64", "expected a number"),
+    ("expected a boolean", "expected true or false"),
+    ("expected a sequence", "expected a list"),
+    (
+        "invalid socket address syntax",
+        "this is no ADDRESS:PORT such as 0.0.0.0:8080; names aren't looked up",
+    ),
+    (
+        "invalid IP address syntax",
+        "this is no IP address such as 203.0.113.7; names aren't looked up",
+    ),
+];
+
+fn worded(message: &str) -> String {
+    let found = WORDS.iter().find_map(|(theirs, ours)| {
+        let before = message.trim_end().strip_suffix(theirs)?;
+        Some(format!("{before}{ours}"))
+    });
+    found.unwrap_or_else(|| {
+        message.replace("expected an array of length", "expected a list of length")
+    })
+}
+
+/// Words an error of the deserializer for an operator: an unknown key gets the nearest known one beside it, spelled as `spelling` says.
+fn explain(message: &str, keys: &[String], near: &str, spelling: fn(&str) -> String) -> String {
     let Some(unknown) = message
         .strip_prefix("unknown field `")
         .and_then(|rest| rest.split('`').next())
     else {
-        return message.to_owned();
+        return worded(message);
     };
     let section = near.rsplit_once('.').map_or("", |(section, _)| section);
     // In a file, the header of an unknown section is itself on the line.
@@ -272,7 +318,7 @@ fn explain(message: &str, keys: &[String], near: &str) -> String {
     };
     let mut text = format!("unknown key `{full}`");
     if let Some(suggestion) = suggest(&full, unknown, keys) {
-        text.push_str(&format!("; did you mean `{suggestion}`?"));
+        text.push_str(&format!("; did you mean `{}`?", spelling(suggestion)));
     }
     text
 }
@@ -290,7 +336,8 @@ fn suggest<'k>(full: &str, unknown: &str, keys: &'k [String]) -> Option<&'k str>
         .iter()
         .map(|&name| (distance(full, name), name))
         .min()
-        .filter(|(distance, name)| *distance <= 2.max(name.len() / 4));
+        // Of three letters one may be wrong, of four and more two.
+        .filter(|(distance, name)| *distance <= 2.max(name.len() / 4).min(name.len() / 2));
     let elsewhere = || {
         names
             .iter()
@@ -358,6 +405,7 @@ mod tests {
         public_ip: Vec<std::net::IpAddr>,
         shards: Option<u16>,
         ice: bool,
+        delay: Option<[u16; 2]>,
     }
 
     fn env(pairs: &[(&str, &str)]) -> Layers {
@@ -431,6 +479,56 @@ mod tests {
         assert_eq!(root.edge.public_ip.len(), 2);
         let list = env(&[("HEADWATER_EDGE__PUBLIC_IP", r#"["10.0.0.1"]"#)]);
         assert_eq!(load::<Root>(&list).expect("loads").edge.public_ip.len(), 1);
+        for text in ["0,200", "0, 200", "[0, 200]"] {
+            let root: Root = load(&env(&[("HEADWATER_EDGE__DELAY", text)])).expect(text);
+            assert_eq!(root.edge.delay, Some([0, 200]));
+        }
+    }
+
+    #[test]
+    fn a_wrong_list_says_what_is_wrong_with_its_items() {
+        for (variable, text, said) in [
+            (
+                "HEADWATER_EDGE__PUBLIC_IP",
+                "10.0.0.1,here",
+                "no IP address such as",
+            ),
+            ("HEADWATER_EDGE__PUBLIC_IP", "here", "no IP address such as"),
+            ("HEADWATER_EDGE__DELAY", "0", "expected a list of length 2"),
+            (
+                "HEADWATER_EDGE__DELAY",
+                "0,70000",
+                "expected a whole number from 0 to 65535",
+            ),
+        ] {
+            let told = error(&env(&[(variable, text)]));
+            assert!(told.contains(said), "{told}");
+        }
+    }
+
+    #[test]
+    fn errors_are_in_words_of_operators() {
+        for (variable, text, said) in [
+            (
+                "HEADWATER_RTMP__LISTEN",
+                "localhost:1935",
+                "no ADDRESS:PORT such as 0.0.0.0:8080; names aren't looked up",
+            ),
+            (
+                "HEADWATER_RTMP__CHUNK_BYTES",
+                "many",
+                "expected a whole number from 0",
+            ),
+            (
+                "HEADWATER_RTMP__CHUNK_BYTES",
+                "-1",
+                "expected a whole number from 0",
+            ),
+            ("HEADWATER_EDGE__ICE", "yes", "expected true or false"),
+        ] {
+            let told = error(&env(&[(variable, text)]));
+            assert!(told.ends_with(said), "{told}");
+        }
     }
 
     #[test]
@@ -454,8 +552,17 @@ mod tests {
         let text = error(&env(&[("HEADWATER_EDGE__SHARD", "4")]));
         assert_eq!(
             text,
-            "HEADWATER_EDGE__SHARD: unknown key `edge.shard`; did you mean `edge.shards`?"
+            "HEADWATER_EDGE__SHARD: unknown key `edge.shard`; did you mean `HEADWATER_EDGE__SHARDS`?"
         );
+        let text = error(&env(&[("HEADWATER_EDGE_SHARDS", "4")]));
+        assert!(
+            text.ends_with("did you mean `HEADWATER_EDGE__SHARDS`?"),
+            "{text}"
+        );
+        let (_dir, layers) = file("ic = 1\n");
+        assert!(error(&layers).contains("did you mean `id`?"));
+        let (_dir, layers) = file("foo = 1\n");
+        assert!(error(&layers).ends_with("unknown key `foo`"));
     }
 
     #[test]
@@ -496,6 +603,7 @@ mod tests {
         assert_eq!(
             keys::<Root>(),
             [
+                "edge.delay",
                 "edge.ice",
                 "edge.public_ip",
                 "edge.shards",

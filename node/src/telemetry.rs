@@ -9,6 +9,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::{Deserialize, Serialize};
 use tracing::error;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::time::SystemTime;
 
 /// How the log is written.
@@ -50,6 +51,11 @@ pub enum Error {
     /// The filter is malformed.
     #[error("log.filter: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// A word that would be taken for the only module to log.
+    #[error(
+        "log.filter: {0:?} is no level (error, warn, info, debug, trace, off); for the lines of a module write {0}=LEVEL"
+    )]
+    Level(String),
 }
 
 impl LogConfig {
@@ -58,6 +64,13 @@ impl LogConfig {
     /// # Errors
     /// If it is malformed.
     pub fn parse_filter(&self) -> Result<EnvFilter, Error> {
+        let mut words = self.filter.split(',').map(str::trim);
+        let no_level = |word: &&str| {
+            !word.is_empty() && !word.contains(['=', '[']) && word.parse::<LevelFilter>().is_err()
+        };
+        if let Some(word) = words.find(no_level) {
+            return Err(Error::Level(word.to_owned()));
+        }
         Ok(EnvFilter::builder().parse(&self.filter)?)
     }
 }
@@ -279,7 +292,10 @@ mod tests {
             .is_ok()
         };
         assert!(filter("info") && filter("info,headwater_edge=debug"));
+        assert!(filter("off") && filter("warn,headwater_edge[replica]=trace"));
         assert!(!filter("info,=,x=loud"));
+        // Only the lines of a module `loud` would be logged.
+        assert!(!filter("loud") && !filter("info,headwater_edge"));
     }
 
     #[test]

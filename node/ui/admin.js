@@ -203,7 +203,7 @@ const nodes = new Table($('nodes'), {
 
 const renditions = (stream) => (stream.tracks ?? [])
   .filter((track) => track.width)
-  .map((track) => `${track.rendition} ${track.width}×${track.height}${number(track.bits_per_second ?? track.bitrate) ? ` ${rate(track.bits_per_second ?? track.bitrate)}` : ''}`)
+  .map((track) => `${track.rendition} ${track.width}×${track.height}${number(track.bits_per_second) ? ` ${rate(track.bits_per_second)}` : ''}`)
   .join(', ');
 /** Only the origin's record says who publishes. */
 const atOrigin = (stream) => 'epoch' in stream;
@@ -374,9 +374,18 @@ function confirmed(title, text, yes) {
   });
 }
 
+/** For commands, where the node wants one; asked for once, and kept as long as the page is open. */
+let token;
+
 async function command(path, done) {
   try {
-    const response = await fetch(path, { method: 'POST', signal: AbortSignal.timeout(5000) });
+    const headers = token ? { Authorization: `Bearer ${token}` } : {};
+    const response = await fetch(path, { method: 'POST', headers, signal: AbortSignal.timeout(5000) });
+    if (response.status === 401) {
+      token = window.prompt(token ? 'That is not the node\u2019s token. Which is it (auth.admin_token)?' : 'The node\u2019s token (auth.admin_token)')?.trim();
+      if (token) await command(path, done);
+      return;
+    }
     const answer = await response.json().catch(() => ({}));
     if (!response.ok) throw new Error(answer.detail ?? `status ${response.status}`);
     toast(done, false);

@@ -93,7 +93,7 @@ fn track(track: &Track, observed: Option<&Observed>, repaired: bool) -> Value {
     put("id", json!(track.id.0));
     put("rendition", json!(track.rendition.as_ref()));
     put("codec", json!(track.configuration.codec()));
-    put("bitrate", json!(track.bitrate.0));
+    put("bits_per_second", json!(track.bitrate.0));
     match track.configuration.as_ref() {
         Configuration::H264(h264) => {
             let [profile, constraints, level] = h264.profile_level_id;

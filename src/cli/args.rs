@@ -77,6 +77,8 @@ impl Role {
             // browser is often on the same machine.
             Self::Standalone => vec![
                 set("origin.grpc", "standalone", "127.0.0.1:0".to_owned()),
+                // It has no access control, and nobody else has to reach a laptop's.
+                set("admin.listen", "standalone", "127.0.0.1:9600".to_owned()),
                 Override {
                     key: "edge.loopback".to_owned(),
                     value: true.into(),
@@ -109,7 +111,8 @@ pub(super) struct Shared {
     /// Name of the cluster; clusters share an etcd without seeing each other [default: default]
     #[arg(long, value_name = "NAME")]
     cluster: Option<String>,
-    /// Where health, metrics and the API for operators listen [default: 0.0.0.0:9600]
+    /// Where health, metrics and the API for operators listen [default: 0.0.0.0:9600, of a standalone node
+    /// 127.0.0.1:9600]
     #[arg(long, value_name = "ADDR")]
     admin: Option<String>,
     /// What is logged: a level, or a filter such as info,headwater_edge=debug [default:
@@ -176,7 +179,7 @@ struct Delivery {
     #[arg(long, value_name = "IP")]
     public_ip: Vec<String>,
     /// Media threads, each with its own port [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
     shards: Option<u16>,
     /// Where viewers reach the HTTP port, if it isn't where they asked: `http://host:port` or `https://host`
     #[arg(long, value_name = "URL")]
@@ -378,6 +381,13 @@ mod tests {
                 [("rtmp.listen", "--rtmp"), ("edge.public_ip", "--public-ip")]
             );
         }
+    }
+
+    #[test]
+    fn a_number_below_zero_is_a_number_and_no_flag() {
+        let refused = Args::try_parse_from(["headwater", "edge", "--shards", "-1"]);
+        let told = refused.expect_err("no count").to_string();
+        assert!(told.contains("-1 is not in 0..=65535"), "{told}");
     }
 
     #[test]

@@ -37,11 +37,26 @@ pub(crate) const VERSION: &str = concat!(
 /// The commit alone.
 pub(crate) const COMMIT: &str = env!("HEADWATER_BUILD_COMMIT");
 
+/// The exit code of a command line that makes no sense (`EX_USAGE` of sysexits.h): clap's own, 2, is what `headwater probe` says of a stream
+/// that can't be joined.
+const USAGE: u8 = 64;
+
 /// Does what the command line asks for.
 pub(crate) fn main() -> ExitCode {
     // Whoever does TLS first would choose a provider otherwise; it fails only if one is chosen already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(told) => {
+            // Nothing is left to tell it to if that fails.
+            let _ = told.print();
+            return if told.use_stderr() {
+                ExitCode::from(USAGE)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
     let done = match args.command {
         None => node(
             Role::Standalone,
@@ -90,6 +105,9 @@ fn node(
     let settings: Settings = config::load(&layers)?;
     let settings = settings.checked(role)?;
     if shared.check_config {
+        if let Some(tls) = settings.directory.tls() {
+            run::read(&tls)?;
+        }
         let mut out = std::io::stdout();
         writeln!(out, "the configuration is valid for: {role}")?;
         return Ok(ExitCode::SUCCESS);

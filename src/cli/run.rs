@@ -45,6 +45,9 @@ const LAST_STEPS_DEADLINE: Duration = Duration::from_secs(2);
 /// them many more.
 const OPEN_FILES: u64 = 1 << 20;
 
+/// Whose keys a file is of that can't be read.
+const TLS_FILES: &str = "directory.ca, cert or key";
+
 /// What actors get to start in after a failed start, before all ends.
 const UNWIND_TIME: Duration = Duration::from_millis(20);
 
@@ -88,6 +91,13 @@ pub(super) fn probe(args: probe::Args) -> anyhow::Result<ExitCode> {
     let code = io.block_on(probe::run(args));
     io.shutdown_timeout(Duration::from_millis(500));
     Ok(code)
+}
+
+/// Whether the files of `tls` are there.
+pub(super) fn read(tls: &etcd::Tls) -> anyhow::Result<()> {
+    let io = io_runtime(1)?;
+    io.block_on(tls.read()).context(TLS_FILES)?;
+    Ok(())
 }
 
 fn io_runtime(threads: usize) -> anyhow::Result<Runtime> {
@@ -220,9 +230,7 @@ async fn start(
             if let Some(tls) = settings.directory.tls() {
                 // A file that is missing is a mistake of now; later ones are tried again.
                 let read = io.spawn(async move { tls.read().await });
-                read.await
-                    .context("this node stops")?
-                    .context("[directory]")?;
+                read.await.context("this node stops")?.context(TLS_FILES)?;
             }
             let (directory, described) = directory(role, &settings, &id, &clock, &io);
             let node = node(id.clone(), directory);
@@ -259,7 +267,11 @@ async fn start(
     .collect();
     let nodes: Vec<Node> = [origin_node, edge_node].into_iter().flatten().collect();
     let any = nodes.first().context("a role runs at least one node")?;
-    let admin = admin::start(settings.admin, any.clone(), metrics, reports)
+    let admin_config = admin::Config {
+        token: settings.auth.admin_token,
+        ..settings.admin
+    };
+    let admin = admin::start(admin_config, any.clone(), metrics, reports)
         .map_err(|error| listeners.explain(error.into()))?;
 
     let summary = Started {
@@ -449,6 +461,19 @@ mod tests {
             std::io::ErrorKind::ConnectionReset,
         );
         assert!(!other.contains("--http"), "{other}");
+    }
+
+    #[test]
+    fn a_file_of_etcds_tls_that_is_missing_is_named() {
+        let tls = etcd::Tls {
+            ca: "/nonexistent/ca.crt".into(),
+            identity: None,
+        };
+        let told = format!("{:#}", read(&tls).expect_err("missing"));
+        assert!(
+            told.contains("directory.ca") && told.contains("/nonexistent/ca.crt"),
+            "{told}"
+        );
     }
 
     #[test]

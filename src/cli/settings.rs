@@ -1,12 +1,14 @@
-//! The configuration's schema, and what must hold across its sections.
+//! The configuration's schema, and what must hold across its sections; [`numbers`] and [`urls`] have what must hold for each key.
+
+mod numbers;
+mod urls;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::ensure;
 use headwater_media::id::NodeId;
-use headwater_media::tree::PATH_NODES_MAX;
 use headwater_node::admin;
 use headwater_node::auth::Token;
 use headwater_node::directory::{ClusterName, etcd};
@@ -15,9 +17,6 @@ use headwater_node::trace;
 use serde::Deserialize;
 
 use super::args::Role;
-
-/// Upstreams that a stream may be taken from at a time (count): a third one protects from what has not been seen.
-const UPSTREAMS_MAX: usize = 3;
 
 /// The whole configuration: `deploy/headwater.toml` describes each key.
 #[derive(Debug, Clone, Deserialize)]
@@ -85,6 +84,8 @@ pub(super) struct Auth {
     pub(super) publish_token: Option<Token>,
     /// What viewers must give. None: anyone may watch.
     pub(super) play_token: Option<Token>,
+    /// What those must give who command a node at its admin port. None: anyone who reaches it may.
+    pub(super) admin_token: Option<Token>,
 }
 
 impl Default for Settings {
@@ -153,7 +154,10 @@ impl Settings {
                 "a standalone node is its own directory: leave directory.etcd and directory.origins empty, or run \
                  `headwater origin` and `headwater edge`"
             ),
-            Role::Origin => {}
+            Role::Origin => ensure!(
+                directory.origins.is_empty(),
+                "directory.origins is for edges: an origin has an etcd (directory.etcd), or edges name it"
+            ),
             Role::Edge => ensure!(
                 directory.etcd.is_empty() != directory.origins.is_empty(),
                 "an edge needs to know where streams are: give either --etcd URL (directory.etcd) or --origin URL \
@@ -172,37 +176,19 @@ impl Settings {
             "edge.public_ip says the addresses, and edge.public_ip_from asks for them: give one of the two"
         );
         ensure!(
-            (1..=UPSTREAMS_MAX).contains(&self.edge.upstreams),
-            "edge.upstreams is 1 to {UPSTREAMS_MAX}"
-        );
-        ensure!(
-            (1..=PATH_NODES_MAX).contains(&self.edge.depth_max),
-            "edge.depth_max is 1 to {PATH_NODES_MAX}"
-        );
-        ensure!(
-            self.origin.fanout > 0 && self.edge.fanout > 0,
-            "origin.fanout and edge.fanout are at least 1; an edge without edge.grpc passes nothing on"
-        );
-        for url in directory.etcd.iter().chain(&directory.origins) {
-            check_url(url, &["http", "https"]).context("[directory]")?;
-        }
-        ensure!(
             directory.username.is_some() == directory.password.is_some(),
             "directory.username and directory.password go together"
         );
-        if !self.origin.advertise.is_empty() {
-            check_url(&self.origin.advertise, &["http", "https"]).context("origin.advertise")?;
-        }
-        if let Some(url) = &self.edge.advertise {
-            check_url(url, &["http", "https"]).context("edge.advertise")?;
-        }
-        if let Some(url) = &self.edge.public_url {
-            check_url(url, &["http", "https"]).context("edge.public_url")?;
-        }
-        if !self.rtmp.reconnect_url.is_empty() {
-            check_url(&self.rtmp.reconnect_url, &["rtmp", "rtmps"])
-                .context("rtmp.reconnect_url")?;
-        }
+        // An origin has nobody to wait for: it only answers on.
+        ensure!(
+            role == Role::Origin || self.drain_min_seconds <= self.drain_seconds,
+            "drain_min_seconds is at most drain_seconds: {} is more than {}",
+            self.drain_min_seconds,
+            self.drain_seconds
+        );
+        self.ladder.check()?;
+        numbers::check(&self)?;
+        urls::check(&self)?;
         Ok(self)
     }
 
@@ -267,27 +253,6 @@ fn unreachable(problem: &str, grpc: SocketAddr, key: &str) -> String {
         "{problem}, since its gRPC listens on {grpc}: give --advertise http://HOST:PORT ({key}), or edges on other \
          machines won't reach it"
     )
-}
-
-fn check_url(url: &str, schemes: &[&str]) -> anyhow::Result<()> {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        bail!("{url:?} is no URL such as http://host:port");
-    };
-    ensure!(
-        schemes.contains(&scheme),
-        "{url:?} must start with {}",
-        schemes.join(":// or ") + "://"
-    );
-    let host = rest.split('/').next().unwrap_or_default();
-    ensure!(
-        !host.is_empty() && !host.starts_with(':'),
-        "{url:?} names no host"
-    );
-    ensure!(
-        rest.trim_end_matches('/') == host,
-        "{url:?} must end after the port"
-    );
-    Ok(())
 }
 
 #[cfg(test)]
@@ -382,6 +347,7 @@ mod tests {
         assert!(with(&[], &[]).checked(Role::Standalone).is_ok());
         assert!(with(etcd, &[]).checked(Role::Standalone).is_err());
         assert!(with(&[], &[]).checked(Role::Origin).is_ok());
+        assert!(with(&[], etcd).checked(Role::Origin).is_err());
         assert!(with(etcd, &[]).checked(Role::Edge).is_ok());
         assert!(with(&[], etcd).checked(Role::Edge).is_ok());
         let error = with(&[], &[])
@@ -424,6 +390,16 @@ mod tests {
     }
 
     #[test]
+    fn draining_takes_no_longer_than_it_may() {
+        let settings = Settings {
+            drain_min_seconds: 31,
+            ..Settings::default()
+        };
+        assert!(settings.clone().checked(Role::Origin).is_ok());
+        assert!(settings.checked(Role::Standalone).is_err());
+    }
+
+    #[test]
     fn an_origin_in_a_cluster_is_told_to_advertise() {
         let mut settings = Settings::default();
         assert!(settings.unreachable_origin(Role::Origin).is_none());
@@ -435,16 +411,6 @@ mod tests {
         assert!(settings.unreachable_origin(Role::Edge).is_none());
         settings.origin.advertise = "http://o1:7070".to_owned();
         assert!(settings.unreachable_origin(Role::Origin).is_none());
-    }
-
-    #[test]
-    fn urls_are_checked() {
-        for good in ["http://h:1", "https://h", "http://[::1]:7070/"] {
-            check_url(good, &["http", "https"]).expect(good);
-        }
-        for bad in ["h:1", "ftp://h", "http://", "http://:1", "http://h:1/path"] {
-            assert!(check_url(bad, &["http", "https"]).is_err(), "{bad}");
-        }
     }
 
     #[test]

@@ -35,7 +35,9 @@ impl Started {
             line("push to", &format!("{base}/demo"));
             line(
                 "",
-                &format!("ffmpeg -re -i FILE -c:v libx264 -bf 0 -g 60 -c:a aac -f flv {base}/demo"),
+                &format!(
+                    "ffmpeg -re -i FILE -c:v libx264 -tune zerolatency -bf 0 -g 60 -pix_fmt yuv420p -c:a aac -f flv {base}/demo"
+                ),
             );
             line("", &format!("OBS: server {base}, stream key demo"));
         }
@@ -74,7 +76,7 @@ impl Started {
         line(
             "admin",
             &format!(
-                "http://{}/metrics, /readyz, /api/v1/streams",
+                "http://{}/admin, /metrics, /readyz, /api/v1/streams",
                 local(self.admin)
             ),
         );
@@ -116,7 +118,7 @@ mod tests {
             "rtmp://127.0.0.1:1935/live/demo",
             "http://127.0.0.1:8080/play/live/demo",
             "UDP 8700, 8701 and TCP 8700 at 10.0.0.1",
-            "http://127.0.0.1:9600/metrics",
+            "http://127.0.0.1:9600/admin, /metrics",
         ] {
             assert!(text.contains(part), "{part} is not in {text}");
         }

@@ -75,12 +75,14 @@ impl Auth {
 impl Whep {
     /// For `url`, a WHEP endpoint or a player page.
     pub(super) fn new(url: &str, bearer: Option<&str>) -> Result<Self, WhepError> {
+        let mut bearer = bearer.map(str::to_owned);
         let mut endpoint = Url::parse(url).map_err(|_| WhepError::Url(url.to_owned()))?;
         if !matches!(endpoint.scheme(), "http" | "https") || endpoint.host().is_none() {
             return Err(WhepError::Url(url.to_owned()));
         }
         if let Some(name) = endpoint.path().strip_prefix("/play/") {
             let path = format!("/whep/{name}");
+            bearer = bearer.or_else(|| page_token(&endpoint));
             endpoint.set_path(&path);
             endpoint.set_query(None);
             endpoint.set_fragment(None);
@@ -95,9 +97,7 @@ impl Whep {
         Ok(Self {
             client,
             endpoint,
-            auth: Auth {
-                bearer: bearer.map(str::to_owned),
-            },
+            auth: Auth { bearer },
         })
     }
 
@@ -196,6 +196,17 @@ impl Whep {
     }
 }
 
+/// The token in a player page's address, where the page looks for it.
+fn page_token(page: &Url) -> Option<String> {
+    let mut fragment = page.clone();
+    fragment.set_query(page.fragment());
+    let token = |url: &Url| {
+        let found = url.query_pairs().find(|(key, _)| key == "token");
+        found.map(|(_, token)| token.into_owned())
+    };
+    token(&fragment).or_else(|| token(page))
+}
+
 /// The last of the causes is the one that says what happened ("connection refused").
 fn root_cause(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
@@ -258,6 +269,25 @@ mod tests {
                 .ok()
                 .map(|whep| whep.endpoint.to_string());
             assert_eq!(endpoint.as_deref(), expected, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_token_in_a_player_pages_address_is_given() {
+        for (url, given, expected) in [
+            ("http://e/play/live/demo", None, None),
+            ("http://e/play/live/demo#token=a%2Bb", None, Some("a+b")),
+            ("http://e/play/live/demo?token=y", None, Some("y")),
+            ("http://e/play/live/demo?token=y#token=x", None, Some("x")),
+            (
+                "http://e/play/live/demo#token=x",
+                Some("flag"),
+                Some("flag"),
+            ),
+        ] {
+            let whep = Whep::new(url, given).expect(url);
+            assert_eq!(whep.auth.bearer.as_deref(), expected, "{url}");
+            assert!(whep.endpoint.query().is_none() && whep.endpoint.fragment().is_none());
         }
     }
 

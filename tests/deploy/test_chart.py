@@ -92,7 +92,7 @@ GOOD = {
     "settings": {
         "config": {"rtmp.connections_max": 12000000, "edge.limits.keep_alive_seconds": 30},
         "origin": {"config": {"ladder.rungs": ["480:1000", "240:400"], "ladder.enabled": True}},
-        "edge": {"config": {"edge.egress_mbps_max": 8000, "edge.limits.requests_per_second": 20}, "http": {"behindProxy": True}},
+        "edge": {"config": {"edge.egress_mbps_max": 8000, "edge.limits.requests_per_second": 20, "edge.playout_delay_ms": [0, 200]}, "http": {"behindProxy": True}},
     },
     "no policies, no accounts, no test": {
         "networkPolicy": {"enabled": False}, "serviceAccount": {"create": False}, "test": {"enabled": False},
@@ -129,6 +129,7 @@ BAD = {
     "an address that is none": ({"edge": {"media": {"advertise": "static", "addresses": ["live.example.com"]}}}, "addresses"),
     "a URL with a path": ({"edge": {"http": {"publicUrl": "https://live.example.com/x"}}}, "publicUrl"),
     "an endpoint without a scheme": ({"etcd": {"enabled": False, "endpoints": ["etcd:2379"]}}, "endpoints"),
+    "edges that hardly drain": ({"edge": {"drainSeconds": 4}}, "drainSeconds"),
     "no etcd": ({"etcd": {"enabled": False}}, "etcd.endpoints has to name the members"),
     "etcd members that lose their data": ({"etcd": {"persistence": {"enabled": False}}}, "works with etcd.replicas=1 only"),
     "two etcds": ({"etcd": {"endpoints": ["http://etcd:2379"]}}, "set etcd.enabled=false"),
@@ -586,6 +587,12 @@ class Rendering(unittest.TestCase):
                         pods = rendered.get("ConfigMap", f"{rendered.workload('edge')['metadata']['name']}-pods")["data"]
                         file.write_text(pods[pathlib.PurePath(environment["HEADWATER_CONFIG"]).name])
                         environment["HEADWATER_CONFIG"] = str(file)
+                    for variable in ("HEADWATER_DIRECTORY__CA", "HEADWATER_DIRECTORY__CERT", "HEADWATER_DIRECTORY__KEY"):
+                        if variable in environment:
+                            # What the Secret holds there.
+                            mounted = pathlib.Path(directory) / pathlib.PurePath(environment[variable]).name
+                            mounted.touch()
+                            environment[variable] = str(mounted)
                     command = [str(binary), *rendered.container(role)["args"], "--check-config"]
                     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
                     self.assertEqual(done.returncode, 0, done.stdout + done.stderr)

@@ -46,6 +46,7 @@ fn an_operator_sees_who_watches_kicks_one_and_drains_the_node() {
         public_url: true,
         ..Options::default()
     };
+    let options = options.env("HEADWATER_AUTH__ADMIN_TOKEN", "open-sesame");
     let mut cluster = Cluster::fleet(1, 2, &options);
     let mut publisher = Publisher::start(&cluster.rtmp_url(STREAM), Picture::Test, Sound::Tone);
     // They are many for an edge that may have none to send on: nobody is placed elsewhere.
@@ -103,14 +104,14 @@ fn an_operator_sees_who_watches_kicks_one_and_drains_the_node() {
     eventually("the encoder is sent away", seconds(10), || {
         (!publisher.process().running()).then_some(())
     });
-    let again = request(
-        origin,
-        "POST",
-        &format!("/api/v1/streams/{STREAM}/kick"),
-        &[],
-        "",
-    );
-    assert_eq!(again.map(|answer| answer.status), Some(404));
+    let again = |headers: &[(&str, &str)]| {
+        let path = format!("/api/v1/streams/{STREAM}/kick");
+        request(origin, "POST", &path, headers, "").map(|answer| answer.status)
+    };
+    assert_eq!(again(&[]), Some(401));
+    assert_eq!(again(&[("Authorization", "Bearer sesame")]), Some(401));
+    let token = [("Authorization", "Bearer open-sesame")];
+    assert_eq!(again(&token), Some(404));
 }
 
 #[test]

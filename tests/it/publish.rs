@@ -15,7 +15,7 @@ fn flowing(record: &Value) -> Vec<&str> {
     tracks
         .into_iter()
         .flatten()
-        .filter(|track| track.get("bitrate").and_then(Value::as_u64) > Some(0))
+        .filter(|track| track.get("bits_per_second").and_then(Value::as_u64) > Some(0))
         .filter_map(|track| track.get("codec").and_then(Value::as_str))
         .collect()
 }

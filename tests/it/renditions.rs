@@ -19,7 +19,11 @@ fn renditions(record: &Value) -> Vec<(String, u64, u64)> {
     video
         .map(|track| {
             let name = track["rendition"].as_str().unwrap_or_default().to_owned();
-            (name, number(track, "/height"), number(track, "/bitrate"))
+            (
+                name,
+                number(track, "/height"),
+                number(track, "/bits_per_second"),
+            )
         })
         .filter(|(_, _, bitrate)| *bitrate > 0)
         .collect()

@@ -365,9 +365,9 @@ fn peer(request: &HttpRequest) -> Option<IpAddr> {
     request.peer_addr().map(|address| address.ip())
 }
 
-/// Time since `start`, in milliseconds with a fraction, for logs.
+/// Time since `start`, in milliseconds to the tenth, for logs.
 fn millis(start: Instant, end: Instant) -> f64 {
-    end.saturating_duration_since(start).as_secs_f64() * 1000.0
+    (end.saturating_duration_since(start).as_secs_f64() * 10_000.0).round() / 10.0
 }
 
 #[cfg(test)]

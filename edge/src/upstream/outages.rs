@@ -103,12 +103,14 @@ fn with_causes(mut text: String, error: &dyn Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use headwater_node::clock::Clock;
+
     use super::*;
 
     #[test]
     fn an_upstream_is_named_at_once_and_then_once_a_minute() {
         let mut outages = Outages::default();
-        let start = Instant::now();
+        let start = Clock::system().now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
         assert_eq!(outages.handle_failure(at(0), "http://a:1"), Some(1));
         assert_eq!(outages.handle_failure(at(0), "http://b:1"), Some(1));
@@ -123,7 +125,7 @@ mod tests {
     #[test]
     fn what_is_remembered_of_upstreams_is_bounded() {
         let mut outages = Outages::default();
-        let start = Instant::now();
+        let start = Clock::system().now();
         let url = |n: usize| format!("http://e{n}:1");
         let said = (0..2 * UPSTREAMS_MAX).filter_map(|n| outages.handle_failure(start, &url(n)));
         assert_eq!(said.count(), UPSTREAMS_MAX);

@@ -127,7 +127,7 @@ impl Offer {
             return Err(OfferError::Malformed("it has control characters".into()));
         }
         let description = SessionDescription::unmarshal(&mut Cursor::new(text.as_bytes()))
-            .map_err(|error| OfferError::Malformed(short(&error.to_string())))?;
+            .map_err(|error| OfferError::Malformed(worded(&short(&error.to_string()))))?;
         let media = &description.media_descriptions;
         if media.is_empty() {
             return Err(OfferError::Missing("m-section"));
@@ -421,6 +421,14 @@ fn extensions(attributes: &[Attribute]) -> ExtensionIds {
 /// A token character (RFC 8866 section 9): what may be repeated in an answer without care.
 pub(super) const fn is_token(byte: u8) -> bool {
     matches!(byte, 0x21 | 0x23..=0x27 | 0x2a | 0x2b | 0x2d | 0x2e | 0x30..=0x39 | 0x41..=0x5a | 0x5e..=0x7e)
+}
+
+/// What the library says of a text that is no SDP, in words of who wrote it.
+fn worded(text: &str) -> String {
+    match text.split_once(": ") {
+        Some(("SdpInvalidSyntax" | "SdpInvalidValue", at)) => format!("it is wrong at {at:?}"),
+        _ => text.to_owned(),
+    }
 }
 
 /// A parser's complaint repeats the text it stumbled over, which may be long.

@@ -413,7 +413,8 @@ fn offers_without_what_a_connection_needs_are_refused() {
     check("sha-256 45:", "sha-256 ", "fingerprint");
     check("setup:actpass", "setup:passive", "a=setup");
     check("a=mid:0", "a=mid:a long one", "a=mid");
-    check("v=0", "v=1", "no valid SDP");
+    check("v=0", "v=1", "no valid SDP: it is wrong at \"1\"");
+    check("t=0 0", "x=0 0", "no valid SDP: it is wrong at");
     check("s=-", "s=\u{0}", "control characters");
     for nothing in [
         "",

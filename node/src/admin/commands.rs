@@ -4,22 +4,28 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use actix_web::body::BoxBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
-use actix_web::http::header::HeaderMap;
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::http::header::{self, HeaderMap};
+use actix_web::middleware::Next;
+use actix_web::{Error, HttpRequest, HttpResponse, web};
 use headwater_media::id::{InvalidStreamName, StreamName};
 use serde_json::json;
 use tracing::info;
 
 use super::{REPORT_DEADLINE, State, answer, problem, too_slow};
+use crate::auth;
 
 /// Why a command is not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 enum Refusal {
     #[error("a page from elsewhere may not do this")]
     Elsewhere,
+    #[error("this needs the node's token (auth.admin_token)")]
+    NoToken,
     #[error(
-        "this page's address names no host of `admin.hosts`, is no IP address and not localhost"
+        "this node isn't known by that name: ask by an IP address, as localhost, by a name without a dot or by one of `admin.hosts`"
     )]
     UnknownHost,
     #[error("there is no viewer {0} on this node")]
@@ -34,18 +40,26 @@ impl From<Refusal> for HttpResponse {
     fn from(refusal: Refusal) -> Self {
         let (status, kind) = match &refusal {
             Refusal::Elsewhere => (StatusCode::FORBIDDEN, "forbidden"),
+            Refusal::NoToken => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Refusal::UnknownHost => (StatusCode::FORBIDDEN, "unknown-host"),
             Refusal::NoViewer(_) => (StatusCode::NOT_FOUND, "no-viewer"),
             Refusal::NoPublisher(_) => (StatusCode::NOT_FOUND, "no-publisher"),
             Refusal::Name(_) => (StatusCode::BAD_REQUEST, "bad-request"),
         };
-        problem(status, kind, &refusal.to_string())
+        let mut response = problem(status, kind, &refusal.to_string());
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(
+                header::WWW_AUTHENTICATE,
+                header::HeaderValue::from_static("Bearer"),
+            );
+        }
+        response
     }
 }
 
 /// `POST /api/v1/drain`.
 pub(super) async fn drain(request: HttpRequest, state: web::Data<State>) -> HttpResponse {
-    if let Err(refusal) = check(request.headers(), &state.hosts) {
+    if let Err(refusal) = admit(request.headers(), &state) {
         return refusal.into();
     }
     info!("asked to drain and stop");
@@ -59,7 +73,7 @@ pub(super) async fn kick_viewer(
     path: web::Path<String>,
     state: web::Data<State>,
 ) -> HttpResponse {
-    if let Err(refusal) = check(request.headers(), &state.hosts) {
+    if let Err(refusal) = admit(request.headers(), &state) {
         return refusal.into();
     }
     let id = path.into_inner();
@@ -80,7 +94,7 @@ pub(super) async fn kick_publisher(
     path: web::Path<(String, String)>,
     state: web::Data<State>,
 ) -> HttpResponse {
-    if let Err(refusal) = check(request.headers(), &state.hosts) {
+    if let Err(refusal) = admit(request.headers(), &state) {
         return refusal.into();
     }
     let name = match StreamName::new(&path.0, &path.1) {
@@ -102,6 +116,21 @@ pub(super) async fn kick_publisher(
         }
         Ok(false) => Refusal::NoPublisher(name).into(),
         Err(_) => too_slow(),
+    }
+}
+
+/// Whether a request may change something: [`check`], and the node's token, if it has one.
+fn admit(headers: &HeaderMap, state: &State) -> Result<(), Refusal> {
+    check(headers, &state.hosts)?;
+    let Some(token) = &state.token else {
+        return Ok(());
+    };
+    let given = headers.get(header::AUTHORIZATION);
+    let given = given.and_then(|value| auth::bearer(value.to_str().ok()?));
+    if given.is_some_and(|given| token.matches(given)) {
+        Ok(())
+    } else {
+        Err(Refusal::NoToken)
     }
 }
 
@@ -133,7 +162,23 @@ fn check(headers: &HeaderMap, hosts: &[String]) -> Result<(), Refusal> {
     }
 }
 
-/// `host`, with or without a port, is an address, or a name that is ours.
+/// Lets a request for the API through if it names this node as its own page does. Otherwise a page from elsewhere could read it, by having its
+/// name point here: to the browser the answers are the page's own then.
+pub(super) async fn known_by_name(
+    request: ServiceRequest,
+    next: Next<BoxBody>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let host = request.headers().get(header::HOST);
+    let host = host.map(|host| host.to_str().unwrap_or_default());
+    let state = request.app_data::<web::Data<State>>();
+    let hosts = state.map_or(&[][..], |state| &state.hosts);
+    if host.is_some_and(|host| !is_own(host, hosts)) {
+        return Ok(request.into_response(HttpResponse::from(Refusal::UnknownHost)));
+    }
+    next.call(request).await
+}
+
+/// `host`, with or without a port, is an address, or a name that is ours. Names without a dot are known in this network only.
 fn is_own(host: &str, names: &[String]) -> bool {
     if let Some(rest) = host.strip_prefix('[') {
         let address = rest.split_once(']').map_or("", |(address, _)| address);
@@ -141,7 +186,7 @@ fn is_own(host: &str, names: &[String]) -> bool {
     }
     let name = host.split_once(':').map_or(host, |(name, _)| name);
     name.parse::<Ipv4Addr>().is_ok()
-        || name.eq_ignore_ascii_case("localhost")
+        || !name.contains('.')
         || names.iter().any(|own| name.eq_ignore_ascii_case(own))
 }
 
@@ -182,6 +227,7 @@ mod tests {
                 Some("same-origin"),
                 Ok(()),
             ),
+            ("o1:9600", Some("http://o1:9600"), None, Ok(())),
             // Another page, another port of the same host, no page that could be named, no origin at all.
             (
                 "10.0.0.7:9600",

@@ -49,7 +49,51 @@ impl Default for Config {
     }
 }
 
+/// What is wrong with the settings.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// ffmpeg would refuse it, once for each stream.
+    #[error("ladder.preset is one of {list}, not {0:?}", list = PRESETS.join(", "))]
+    Preset(String),
+    /// Which of the two would be made?
+    #[error("ladder.rungs: {0} lines are there twice")]
+    Twice(u16),
+}
+
+/// What x264 calls its speeds, the fastest first.
+const PRESETS: [&str; 10] = [
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+    "placebo",
+];
+
 impl Config {
+    /// Checks what the keys' types let through.
+    ///
+    /// # Errors
+    /// If a setting makes no sense.
+    pub fn check(&self) -> Result<(), Error> {
+        if !PRESETS.contains(&self.preset.as_str()) {
+            return Err(Error::Preset(self.preset.clone()));
+        }
+        let mut seen = Vec::new();
+        for height in self.rungs.iter().map(|rung| rung.height) {
+            if seen.contains(&height) {
+                return Err(Error::Twice(height));
+            }
+            seen.push(height);
+        }
+        Ok(())
+    }
+
     /// See [`Self::linger_seconds`].
     pub const fn linger(&self) -> Duration {
         Duration::from_secs(self.linger_seconds)
@@ -169,5 +213,22 @@ mod tests {
         ] {
             assert_eq!(wrong.parse::<Step>(), Err(InvalidStep), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_preset_that_x264_has_not_and_a_rung_that_is_there_twice_are_refused() {
+        Config::default().check().expect("the defaults");
+        let config = Config {
+            preset: "fastest".to_owned(),
+            ..Config::default()
+        };
+        let told = config.check().expect_err("no preset").to_string();
+        assert!(told.contains("ultrafast, superfast"), "{told}");
+        let rungs = ["720:2500", "480:1000", "480:800"];
+        let config = Config {
+            rungs: rungs.map(|rung| rung.parse().expect("a rung")).into(),
+            ..Config::default()
+        };
+        assert_eq!(config.check(), Err(Error::Twice(480)));
     }
 }

@@ -202,7 +202,7 @@ impl Link {
                 "rendition": rung.name.as_ref(),
                 "width": rung.width,
                 "height": rung.height,
-                "bitrate": rung.bitrate.0,
+                "bits_per_second": rung.bitrate.0,
             })
         });
         json!({

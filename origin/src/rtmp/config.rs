@@ -49,7 +49,13 @@ pub struct Config {
 }
 
 /// Reading AMF takes a stack frame per level, so this bound is no matter of taste (count).
-const AMF_DEPTH_MAX: usize = 256;
+pub const AMF_DEPTH_MAX: usize = 256;
+
+/// An edge refuses a longer unit and resumes at it, so that one keyframe would break its calls for ever (bytes).
+pub const MESSAGE_BYTES_MAX: usize = convert::PAYLOAD_BYTES_MAX;
+
+/// The format's own bound of a chunk (bytes).
+pub const CHUNK_BYTES_MAX: usize = 16_777_215;
 
 impl Default for Config {
     fn default() -> Self {
@@ -81,8 +87,7 @@ impl Config {
     /// The limits of one connection.
     pub(super) fn limits(&self) -> Limits {
         Limits {
-            // An edge refuses a longer unit and resumes at it, so that one keyframe would break its calls for ever.
-            message_bytes: self.message_bytes_max.min(convert::PAYLOAD_BYTES_MAX),
+            message_bytes: self.message_bytes_max.min(MESSAGE_BYTES_MAX),
             amf_bytes: self.amf_bytes_max,
             chunk_bytes: self.chunk_bytes_max,
             chunk_streams: self.chunk_streams_max,
@@ -113,6 +118,6 @@ mod tests {
             ..Config::default()
         };
         assert_eq!(deep.limits().amf_depth, AMF_DEPTH_MAX);
-        assert_eq!(deep.limits().message_bytes, convert::PAYLOAD_BYTES_MAX);
+        assert_eq!(deep.limits().message_bytes, MESSAGE_BYTES_MAX);
     }
 }
