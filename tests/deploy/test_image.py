@@ -62,7 +62,7 @@ class Compose(unittest.TestCase):
         self.assertEqual(commands[0], commands[2])
 
     def test_no_two_services_want_one_port(self):
-        ports = [(re.match(r"([\d-]+):", port)[1], port.endswith("/udp")) for service in self.services.values() for port in service.get("ports", [])]
+        ports = [(re.match(r"(?:127\.0\.0\.1:)?([\d-]+):", port)[1], port.endswith("/udp")) for service in self.services.values() for port in service.get("ports", [])]
         self.assertEqual(len(ports), len(set(ports)))
 
     def test_media_ports_are_those_that_edges_listen_on(self):
