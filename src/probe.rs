@@ -51,7 +51,7 @@ pub(crate) struct Args {
     /// How long joining may take, up to the first decodable frame
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) join_timeout: Duration,
-    /// How long to wait for a publisher while the stream is not live yet
+    /// How long to wait for a publisher while the stream is not live yet, or its origin can't be reached
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = duration)]
     pub(crate) wait: Duration,
     /// Bearer token for the WHEP endpoint
@@ -140,9 +140,10 @@ async fn probe(args: &Args, clock: &Clock) -> Result<Report, Failure> {
     let waiting_since = clock.now();
     loop {
         match watch(args, clock, &whep).await {
-            Err(Failure::Whep(WhepError::NotLive { retry_after }))
-                if clock.now().saturating_duration_since(waiting_since) + retry_after
-                    <= args.wait =>
+            Err(Failure::Whep(
+                WhepError::NotLive { retry_after } | WhepError::NoUpstream { retry_after },
+            )) if clock.now().saturating_duration_since(waiting_since) + retry_after
+                <= args.wait =>
             {
                 tokio::time::sleep(retry_after).await;
             }

@@ -13,6 +13,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// An SDP answer has a few kB; more is not one.
 const BODY_BYTES_MAX: usize = 256 * 1024;
 
+/// The type of an edge's refusal that is over once it reaches the stream's origin, as a stream that isn't live yet is.
+const NO_UPSTREAM: &str = "\"urn:headwater:problem:no-upstream\"";
+
 /// Speaks WHEP to one endpoint.
 #[derive(Debug, Clone)]
 pub(super) struct Whep {
@@ -52,6 +55,8 @@ pub(super) enum WhepError {
     },
     #[error("the stream is not live (409)")]
     NotLive { retry_after: Duration },
+    #[error("the edge can't reach the stream's origin (503)")]
+    NoUpstream { retry_after: Duration },
     #[error("the server refused with {status}{detail}")]
     Refused { status: StatusCode, detail: String },
     #[error("the answer of the server is no SDP: {0}")]
@@ -138,7 +143,12 @@ impl Whep {
             });
         }
         if status != StatusCode::CREATED && status != StatusCode::OK {
-            let detail = problem(self.body(response).await.unwrap_or_default());
+            let retry_after = retry_after(response.headers());
+            let body = self.body(response).await.unwrap_or_default();
+            if status == StatusCode::SERVICE_UNAVAILABLE && body.contains(NO_UPSTREAM) {
+                return Err(WhepError::NoUpstream { retry_after });
+            }
+            let detail = problem(body);
             return Err(WhepError::Refused { status, detail });
         }
         let session = response

@@ -192,8 +192,7 @@ fn an_origin_that_cannot_be_reached_is_told_from_a_stream_that_nobody_publishes(
     for (cluster, reason) in [(&mut dead, "Connection refused"), (&mut lost, "no answer")] {
         let edge = cluster.edge();
         assert_eq!(join(edge, "live/demo"), (503, "no-upstream"));
-        let metrics = get(edge.admin, "/metrics").expect("metrics").body;
-        assert!(metrics.contains("headwater_edge_joins_total{result=\"no-upstream\"} 1"));
+        assert!(counted(edge, 1));
         let lines = edge.process.lines();
         let said = lines
             .iter()
@@ -204,6 +203,21 @@ fn an_origin_that_cannot_be_reached_is_told_from_a_stream_that_nobody_publishes(
             "{said:?}"
         );
     }
+    // Who waits is served as soon as the origin is reached.
+    let mut viewer = Viewer::start(&lost.whep_url("live/demo"), seconds(60), FLAGS);
+    let edge = lost.edge();
+    eventually("the viewer was refused", seconds(15), || {
+        counted(edge, 2).then_some(())
+    });
+    lost.origin().link.as_ref().expect("its way").heal();
+    viewer.await_frames(30, seconds(20));
+}
+
+/// So many were refused since their stream's origin can't be reached.
+fn counted(edge: &Node, refused: u64) -> bool {
+    let metrics = get(edge.admin, "/metrics").expect("metrics").body;
+    let line = format!("headwater_edge_joins_total{{result=\"no-upstream\"}} {refused}\n");
+    metrics.contains(&line)
 }
 
 /// What a newcomer is told.
