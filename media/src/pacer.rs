@@ -24,7 +24,10 @@ const BURST: Duration = Duration::from_millis(40);
 const BURST_BYTES_MIN: u64 = 2400;
 /// The largest burst (bytes): 64 packets. A receiver with the kernel's default buffer of 208 kB has room for about 90.
 const BURST_BYTES_MAX: u64 = 76_800;
-/// Once the burst is used up, pieces of this length at the pacing rate leave: each costs a system call's share.
+/// More only at rates that make it shorter than this, the least time between two pieces and what timers add to it.
+const BURST_MIN: Duration = Duration::from_millis(9);
+/// Once the burst is used up, pieces of this length at the pacing rate leave: each costs a system call's share. They are at most half a
+/// burst, so that a timer that is late by as much costs nothing of the rate.
 const PIECE: Duration = Duration::from_millis(8);
 /// No estimate lowers the rate below this (bits per second): sound and reports still have to get through.
 const RATE_MIN: u64 = 100_000;
@@ -37,6 +40,8 @@ const UNLIMITED_RATE_MIN: u64 = 2_000_000;
 const RATE_MAX: u64 = 64_000_000;
 /// A rate that is so many times the rendition is never too high, and enough to make up soon for all that a viewer lacks.
 const AMPLE: u64 = 4;
+/// A viewer without feedback is taken to carry so much (bits per second), however little its rendition needs now: sound has its part of it.
+const UNINFORMED_RATE_MIN: u64 = 500_000;
 /// How long a viewer without feedback must be silent about losses before its rate grows by a quarter for the first time, and then again. A
 /// GOP of two seconds is through before, no faster than a link can carry that has room for little more than the rendition; of a longer
 /// one little is lost until a full queue is heard of.
@@ -97,7 +102,7 @@ impl Pacer {
     }
 
     /// The viewer begins to run up to the live edge. `keyframe_bytes` is what it must have to show its first picture; a viewer
-    /// that isn't paced gets that at once.
+    /// without feedback gets that at once.
     pub fn handle_start(&mut self, now: Instant, keyframe_bytes: u64) {
         self.refill(now);
         self.start = Some(now);
@@ -156,9 +161,13 @@ impl Pacer {
         let most = RATE_MAX.max(self.media_rate.saturating_mul(AMPLE));
         let rate = match (self.informed, self.start, self.estimate) {
             (false, None, _) => most,
-            (false, Some(_), _) if self.is_congested(now) => self.media_rate.saturating_mul(5) / 4,
+            (false, Some(_), _) if self.is_congested(now) => {
+                let least = self.media_rate.saturating_mul(5) / 4;
+                least.max(UNINFORMED_RATE_MIN)
+            }
             (false, Some(start), _) => {
                 let first = self.media_rate.saturating_mul(7) / 4;
+                let first = first.max(UNINFORMED_RATE_MIN);
                 let silent = now.saturating_duration_since(start);
                 let steps = match silent.checked_sub(GROWTH_AFTER) {
                     Some(more) => 1 + more.as_millis() / GROWTH.as_millis(),
@@ -214,7 +223,8 @@ impl Pacer {
     pub fn next_at(&mut self, now: Instant) -> Instant {
         let Bitrate(rate) = self.rate(now);
         self.refill(now);
-        let piece = bytes_in(rate, PIECE).max(BURST_BYTES_MIN);
+        let piece = bytes_in(rate, PIECE).min(self.burst_bytes(now) / 2);
+        let piece = piece.max(BURST_BYTES_MIN);
         let missing = i64::try_from(piece).unwrap_or(i64::MAX) - self.budget_bytes;
         let missing = u64::try_from(missing).unwrap_or(0);
         self.at.max(now) + time_of(missing, rate)
@@ -226,7 +236,9 @@ impl Pacer {
     }
 
     fn burst_bytes(&self, now: Instant) -> u64 {
-        bytes_in(self.rate(now).0, BURST).clamp(BURST_BYTES_MIN, BURST_BYTES_MAX)
+        let Bitrate(rate) = self.rate(now);
+        let most = BURST_BYTES_MAX.max(bytes_in(rate, BURST_MIN));
+        bytes_in(rate, BURST).clamp(BURST_BYTES_MIN, most)
     }
 
     /// A budget of one burst.

@@ -28,9 +28,10 @@ use crate::shard::switching::{flows, hold};
 /// Viewers served between two looks at the clock (count): about 100 µs of sealing at six packets a picture.
 const CHUNK: usize = 8;
 
-/// Packets of a piece for a viewer that isn't at the live edge (count), and the least time between two. A receiver with the kernel's default
+/// Packets of a piece for a viewer that runs up to the live edge (count), and the least time between two. A receiver with the kernel's default
 /// buffer of 208 kB has room for about 90 packets; a GOP at once overflows it, and the NACKs and PLIs that follow make it worse. A keyframe
-/// is left whole up to the larger number: nothing can be shown before its last packet.
+/// is left whole up to the larger number: nothing can be shown before its last packet. Who was at the live edge is sent as many as its pacer
+/// lets go.
 const PIECE_PACKETS: u64 = 32;
 const KEYFRAME_PACKETS: u64 = 64;
 const PIECE_PAUSE: Duration = Duration::from_millis(4);
@@ -254,8 +255,8 @@ impl Core {
         true
     }
 
-    /// How far a viewer's pictures are behind the live edge, by its own pace; zero while it runs up to it. Pictures that came late, as from a
-    /// link that is whole again, are behind by what they have waited here.
+    /// How far a viewer's pictures are behind the live edge, by its own pace; zero while it runs up to it, or makes up for what came at once
+    /// over a link with room for that. Pictures that came late are behind by what they have waited here.
     pub(super) fn wait(&self, now: Instant, slot: usize, outbox: &Outbox) -> Duration {
         let peer = &self.peers[slot];
         let stalled = peer.ice.selected().and_then(|path| outbox.oldest(path));
@@ -272,7 +273,7 @@ impl Core {
                 .map(|at| now.saturating_duration_since(at));
             Some(waited.map_or(behind, |waited| behind.min(waited)))
         };
-        let behind = peer.catching_up && !peer.pacer.is_starting();
+        let behind = peer.catching_up && !peer.pacer.is_starting() && !peer.pacer.is_ample(now);
         let paced = if behind { paced() } else { None };
         stalled.max(paced).unwrap_or_default()
     }
@@ -344,6 +345,7 @@ impl Core {
                     let viewer = peer.id;
                     if !peer.catching_up {
                         peer.catching_up = true;
+                        peer.waiting_since = Some(now);
                         self.video_jobs.push_back(Job::CatchUp { viewer });
                     }
                     continue;
@@ -409,10 +411,10 @@ impl Core {
             batch.is_some_and(|(batch, place)| batch.keyframe && place == 0)
         });
         let mut allowance = Allowance {
-            packets: if at_keyframe {
-                KEYFRAME_PACKETS
-            } else {
-                PIECE_PACKETS
+            packets: match (peer.pacer.is_starting(), at_keyframe) {
+                (true, true) => KEYFRAME_PACKETS,
+                (true, false) => PIECE_PACKETS,
+                (false, _) => u64::MAX,
             },
             bytes: peer.pacer.allowance(now),
         };

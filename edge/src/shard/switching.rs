@@ -97,7 +97,9 @@ impl Core {
         };
         let keyframe = target.iter().chain(&selection.also).find_map(|track| {
             let keyframe = rings.get(*track)?.newest_gop().next()?;
-            (accepts(peer, keyframe) && flows(&rings, *track)).then(|| Arc::clone(keyframe))
+            let present = keyframe.epoch == stream.described.borrow().epoch;
+            (present && accepts(peer, keyframe) && flows(&rings, *track))
+                .then(|| Arc::clone(keyframe))
         });
         drop(rings);
         let Some(keyframe) = keyframe else {
@@ -111,6 +113,7 @@ impl Core {
         let viewer = peer.id;
         if !peer.catching_up {
             peer.catching_up = true;
+            peer.waiting_since = Some(now);
             self.video_jobs.push_back(Job::CatchUp { viewer });
         } else if peer.catch_up_at.is_some() {
             peer.catch_up_at = Some(now);
@@ -202,7 +205,7 @@ fn go_over(
             core.borrow_mut().handle_abandoned();
         }
     }
-    peer.waiting_since = None;
+    peer.waiting_since = peer.catching_up.then_some(now);
     let target = Choice::Video(keyframe.track);
     if peer
         .selection

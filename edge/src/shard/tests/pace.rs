@@ -504,3 +504,51 @@ async fn feedback_is_understood_across_the_wrap_of_transport_wide_numbers() {
         "{estimate:?}"
     );
 }
+
+#[actix_rt::test]
+async fn what_comes_at_once_is_made_up_for_in_a_moment_and_whole() {
+    let mut world = World::new();
+    let options = VideoOptions {
+        bits_per_second: 8_000_000,
+        ..VideoOptions::default()
+    };
+    world.video = Video::new(options, 7);
+    let mut peer = world.join(1, vec![GCM]);
+    world.connect(&mut peer);
+    for _ in 0..60 {
+        let picture = world.picture();
+        world.send(picture);
+        world.pass(PICTURE);
+    }
+    world.exchange(&mut peer);
+    let before = peer.of(VIDEO_SSRC).len();
+
+    // The way to the upstream is whole again after 3 s.
+    let late: Vec<_> = (0..90).map(|_| world.picture()).collect();
+    for picture in &late {
+        world.send(Arc::clone(picture));
+    }
+    let (began, slot) = (world.now, world.core.slot(peer.id).unwrap());
+    while world.core.peers[slot].catching_up {
+        // No rendition below it is any better.
+        let wait = world.core.wait(world.now, slot, &world.outbox);
+        assert_eq!(wait, Duration::ZERO);
+        // A shard wakes a moment after its timer.
+        let due = world.core.poll_timeout().unwrap();
+        world.now = due.max(world.now) + Duration::from_micros(200);
+        let wall = world.wall();
+        world
+            .core
+            .handle_timeout(world.now, wall, &mut world.outbox);
+        world.work();
+    }
+    // 3 MB at 64 Mbit/s.
+    let took = world.now - began;
+    assert!(took < Duration::from_millis(450), "{took:?}");
+    world.exchange(&mut peer);
+    let sent = peer.of(VIDEO_SSRC);
+    assert_continuous(&sent);
+    let sent: Vec<_> = sent[before..].iter().map(|p| p.payload.clone()).collect();
+    let expected: Vec<_> = late.iter().flat_map(|batch| payloads(batch)).collect();
+    assert!(sent == expected, "{} of {}", sent.len(), expected.len());
+}
