@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use headwater_media::id::NodeId;
 use headwater_node::Node;
 use headwater_proto::convert::MESSAGE_BYTES_MAX;
@@ -28,6 +30,10 @@ const CONNECTION_WINDOW_BYTES: u32 = 500 * CALL_WINDOW_BYTES;
 
 /// An upstream that takes longer to accept a connection is not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Where nothing arrives, the kernel asks again after one second, and then after two more. A way that is whole again is noticed
+/// sooner by asking anew, so often.
+const CONNECT_AGAIN: Duration = Duration::from_millis(250);
 
 /// HTTP/2 keepalive, for connections that carry no call just now; calls have their own pings.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -107,16 +113,15 @@ impl Connection {
         let channel = self
             .channel
             .get_or_try_init(|| async {
-                Endpoint::from_shared(self.key.1.clone())?
+                let endpoint = Endpoint::from_shared(self.key.1.clone())?
                     .connect_timeout(CONNECT_TIMEOUT)
                     .tcp_nodelay(true)
                     .initial_stream_window_size(CALL_WINDOW_BYTES)
                     .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
                     .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
                     .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-                    .keep_alive_while_idle(true)
-                    .connect()
-                    .await
+                    .keep_alive_while_idle(true);
+                connect(&endpoint).await
             })
             .await?;
         Ok(channel.clone())
@@ -127,6 +132,18 @@ impl Connection {
         let mut connections = CONNECTIONS.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(list) = connections.get_mut(&self.key) {
             list.retain(|connection| connection.as_ptr() != Arc::as_ptr(self));
+        }
+    }
+}
+
+/// Connects, by the first of several attempts that gets an answer, whatever that is.
+async fn connect(endpoint: &Endpoint) -> Result<Channel, tonic::transport::Error> {
+    let mut attempts = FuturesUnordered::new();
+    let mut begin = tokio::time::interval(CONNECT_AGAIN);
+    loop {
+        tokio::select! {
+            _ = begin.tick() => attempts.push(endpoint.connect()),
+            Some(answer) = attempts.next() => return answer,
         }
     }
 }
