@@ -4,19 +4,23 @@
 //!
 //! `make test` runs a few of them, `make chaos` an hour, in which some come upon another that isn't over; `HEADWATER_CHAOS_SEED` repeats a run,
 //! `HEADWATER_CHAOS_SECONDS` says how long it is, and `HEADWATER_CHAOS_FAULT` leaves one fault alone (`OriginHangs`).
-//! Edges feed edges: the origin feeds one, and these two each. Every way from node to node and to etcd can be cut.
+//! Edges feed edges: the origin feeds one, and these two each. Every way from node to node and to etcd can be cut, by
+//! relays and, where this runs as root, by iptables.
 
 use std::time::Duration;
 
-use headwater_bench::clip::{Clip, Settings};
-use headwater_bench::publisher::Publisher;
 use headwater_bench::time::{now, wall};
-use tempfile::TempDir;
 
 use super::harness::{
-    Cluster, Node, Options, Published, Role, Shown, Watcher, eventually, get, judge, micros, pause,
-    probe, seconds,
+    Cluster, Network, Node, Options, Role, Shown, Watcher, eventually, get, judge, micros, pause,
+    seconds,
 };
+use fault::{FAULTS, Fault};
+use feed::Feed;
+
+mod fault;
+mod feed;
+mod inflict;
 
 const STREAM: &str = "live/chaos";
 const ORIGINS: usize = 2;
@@ -29,86 +33,6 @@ const BACK_MAX: Duration = seconds(1);
 const LATE_MAX: Duration = Duration::from_millis(250);
 /// Between two faults, so that whatever waited somewhere has come, and viewers of a new session have run up to the live edge.
 const CALM: Duration = Duration::from_millis(2500);
-
-/// What goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fault {
-    /// The publisher's process dies, and its supervisor starts it again a moment later.
-    PublisherDies,
-    /// The origin that has the stream dies; its publisher turns to the other one.
-    OriginDies,
-    /// The origin that has the stream hangs for some seconds.
-    OriginHangs,
-    /// That origin can't reach etcd for longer than its lease, and its publisher stays.
-    OriginWithoutEtcd,
-    /// An edge dies; its viewers turn to others.
-    EdgeDies,
-    /// An edge is told to stop; its viewers are sent elsewhere.
-    EdgeDrains,
-    /// An edge hangs for a moment.
-    EdgeHangs,
-    /// An edge can't reach etcd for a while.
-    EdgeWithoutEtcd,
-    /// Nobody can reach a node that feeds others; connections outlive it.
-    LinkFreezes,
-    /// The same, and connections are lost.
-    LinkBreaks,
-    /// The member of etcd that leads dies, and comes back.
-    LeaderDies,
-    /// It hangs.
-    LeaderHangs,
-    /// Two members die, and come back.
-    QuorumLost,
-    /// All of etcd dies, and an edge with it.
-    EtcdAndEdgeDie,
-}
-
-/// In this order where no seed is given, then as the seed says.
-const FAULTS: [Fault; 14] = [
-    Fault::LinkFreezes,
-    Fault::EdgeDies,
-    Fault::LeaderDies,
-    Fault::EdgeDrains,
-    Fault::OriginDies,
-    Fault::QuorumLost,
-    Fault::LinkBreaks,
-    Fault::EtcdAndEdgeDie,
-    Fault::PublisherDies,
-    Fault::OriginHangs,
-    Fault::EdgeHangs,
-    Fault::LeaderHangs,
-    Fault::EdgeWithoutEtcd,
-    Fault::OriginWithoutEtcd,
-];
-
-impl Fault {
-    /// Its publisher is another one afterwards. What died with the one before, or with its origin, may be missing.
-    const fn ends_publisher(self) -> bool {
-        matches!(self, Self::PublisherDies | Self::OriginDies)
-    }
-
-    /// The longest time without pictures for viewers whose edge is not what failed, of a fault that lasted so long.
-    fn gap_max(self, lasted: Duration) -> Duration {
-        match self {
-            // Its publisher turns to the other one at once.
-            Self::OriginDies => seconds(2),
-            // An edge further up was lost: found out, replaced and caught up with.
-            Self::EdgeDies | Self::EtcdAndEdgeDie => Duration::from_millis(1500),
-            // As long as it was away, and until the next attempt.
-            Self::PublisherDies
-            | Self::OriginHangs
-            | Self::EdgeHangs
-            | Self::LinkFreezes
-            | Self::LinkBreaks => lasted + Duration::from_millis(2500),
-            Self::EdgeDrains
-            | Self::OriginWithoutEtcd
-            | Self::EdgeWithoutEtcd
-            | Self::LeaderDies
-            | Self::LeaderHangs
-            | Self::QuorumLost => seconds(1),
-        }
-    }
-}
 
 struct Rng(u64);
 
@@ -128,60 +52,6 @@ impl Rng {
     }
 }
 
-/// The one publisher, at whichever origin takes it.
-struct Feed {
-    clip: std::path::PathBuf,
-    _directory: TempDir,
-    publisher: Option<Publisher>,
-    /// The origin it is at.
-    origin: usize,
-    /// What those before it sent.
-    earlier: Published,
-}
-
-impl Feed {
-    fn make() -> Self {
-        let directory = tempfile::tempdir().expect("a directory for the clip");
-        let clip = directory.path().join("clip.flv");
-        Settings::SMALL.make(&clip).expect("ffmpeg makes a clip");
-        Self {
-            clip,
-            _directory: directory,
-            publisher: None,
-            origin: 0,
-            earlier: Published::default(),
-        }
-    }
-
-    fn running(&self) -> bool {
-        self.publisher.as_ref().is_some_and(Publisher::running)
-    }
-
-    fn stop(&mut self) {
-        self.earlier = self.published();
-        self.publisher = None;
-    }
-
-    /// Publishes at the origin that listens at `port`; false if it refuses.
-    fn start(&mut self, port: u16) -> bool {
-        self.stop();
-        let clip = Clip::load(&self.clip).expect("the clip");
-        self.publisher = Publisher::start(port, "live", "chaos", clip).ok();
-        self.publisher.is_some()
-    }
-
-    fn published(&self) -> Published {
-        let mut all = self.earlier.clone();
-        let stamps = self
-            .publisher
-            .as_ref()
-            .map_or_else(Vec::new, Publisher::stamps);
-        all.begins.extend(stamps.first());
-        all.stamps.extend(stamps);
-        all
-    }
-}
-
 struct Scene {
     cluster: Cluster,
     feed: Feed,
@@ -190,10 +60,14 @@ struct Scene {
     /// Names of new streams that were asked for: one that an origin has had lately it takes back without etcd.
     names: u64,
     rng: Rng,
+    /// Of the test's own, where packets can be lost.
+    network: Option<Network>,
 }
 
 impl Scene {
     fn start(seed: u64) -> Self {
+        // Before anything else is started.
+        let network = Network::enter();
         let public = Options {
             public_url: true,
             ..Options::default()
@@ -222,6 +96,7 @@ impl Scene {
             rejoins: 0,
             names: 0,
             rng: Rng(seed),
+            network,
         };
         scene.tend();
         for edge in 0..EDGES {
@@ -304,160 +179,6 @@ impl Scene {
             }
         }
         self.tend();
-    }
-
-    /// Does it, and yields the edge that died, if one did.
-    fn inflict(&mut self, fault: Fault) -> Option<usize> {
-        let edge = self.rng.below(EDGES);
-        match fault {
-            Fault::PublisherDies => {
-                self.feed.stop();
-                pause(self.rng.millis(200, 3000));
-            }
-            Fault::OriginDies => {
-                let at = self.feed.origin;
-                self.cluster.nodes[at].kill();
-                self.feed.stop();
-                self.feed.origin = (at + 1) % ORIGINS;
-                self.tend();
-                pause(self.rng.millis(500, 2000));
-                self.cluster.nodes[at].restart();
-            }
-            Fault::OriginHangs => {
-                let span = self.rng.millis(1000, 4000);
-                let origin = &self.cluster.nodes[self.feed.origin].process;
-                origin.freeze();
-                pause(span);
-                origin.thaw();
-            }
-            Fault::OriginWithoutEtcd => self.cut_from_etcd(self.feed.origin, seconds(16)),
-            Fault::EdgeWithoutEtcd => {
-                let span = self.rng.millis(2000, 16_000);
-                self.cut_from_etcd(ORIGINS + edge, span);
-            }
-            Fault::EdgeDies => {
-                self.edge(edge).kill();
-                self.replace_stuck();
-                self.edge(edge).restart();
-                return Some(edge);
-            }
-            Fault::EdgeDrains => {
-                self.edge(edge).process.terminate();
-                self.edge(edge).process.wait(seconds(45));
-                self.edge(edge).restart();
-            }
-            Fault::EdgeHangs => {
-                let span = self.rng.millis(500, 1500);
-                self.edge(edge).process.freeze();
-                pause(span);
-                self.edge(edge).process.thaw();
-            }
-            Fault::LinkFreezes | Fault::LinkBreaks => {
-                // The origin's feeds all, an edge's perhaps nobody.
-                let node = [self.feed.origin, ORIGINS + edge][self.rng.below(2)];
-                let span = self.rng.millis(500, 3000);
-                let link = self.cluster.nodes[node].link.as_ref().expect("a link");
-                link.cut();
-                pause(span);
-                if fault == Fault::LinkFreezes {
-                    link.mend();
-                } else {
-                    link.heal();
-                }
-            }
-            Fault::LeaderDies => {
-                let leader = self.cluster.members().leader();
-                self.cluster.members().member(leader).kill();
-                self.newcomer(edge);
-                pause(self.rng.millis(500, 3000));
-                self.cluster.members().restart(leader);
-            }
-            Fault::LeaderHangs => {
-                let leader = self.cluster.members().leader();
-                self.cluster.members().member(leader).freeze();
-                self.newcomer(edge);
-                pause(self.rng.millis(2000, 12_000));
-                self.cluster.members().member(leader).thaw();
-            }
-            Fault::QuorumLost => {
-                for member in [0, 1] {
-                    self.cluster.members().member(member).kill();
-                }
-                self.newcomer(edge);
-                self.refused();
-                pause(setting_seconds("HEADWATER_CHAOS_QUORUM_SECONDS", 1));
-                self.newcomer((edge + 1) % EDGES);
-                for member in [0, 1] {
-                    self.cluster.members().restart(member);
-                }
-            }
-            Fault::EtcdAndEdgeDie => {
-                for member in 0..3 {
-                    self.cluster.members().member(member).kill();
-                }
-                self.edge(edge).kill();
-                self.replace_stuck();
-                for member in 0..3 {
-                    self.cluster.members().restart(member);
-                }
-                self.edge(edge).restart();
-                // It knows only what etcd says.
-                self.newcomer(edge);
-                return Some(edge);
-            }
-        }
-        None
-    }
-
-    fn cut_from_etcd(&mut self, node: usize, span: Duration) {
-        self.cluster
-            .directory_links(node)
-            .iter()
-            .for_each(|link| link.cut());
-        pause(span);
-        self.cluster
-            .directory_links(node)
-            .iter()
-            .for_each(|link| link.heal());
-    }
-
-    /// A new viewer of the stream is admitted, whatever state the directory is in.
-    fn newcomer(&mut self, edge: usize) {
-        if !self.feed.running() {
-            // A fault before this one isn't over.
-            return;
-        }
-        let url = self.url(edge);
-        let (code, report) = probe(&url, Duration::from_millis(1500), &["--wait", "10s"]);
-        assert_eq!(code, 0, "{report:#}");
-    }
-
-    /// A new stream is not, and its publisher is told so.
-    fn refused(&mut self) {
-        let clip = Clip::load(&self.feed.clip).expect("the clip");
-        let port = self.cluster.nodes[self.feed.origin].rtmp;
-        let began = now();
-        let refused = Publisher::start(port, "live", &self.new_name(), clip);
-        let error = refused.expect_err("nobody can claim a name");
-        eprintln!(
-            "           a new stream is refused after {} ms: {error:#}",
-            began.elapsed().as_millis()
-        );
-    }
-
-    /// Once etcd is back, new streams are taken without anybody's help.
-    fn accepted(&mut self) {
-        let port = self.cluster.nodes[self.feed.origin].rtmp;
-        let name = self.new_name();
-        eventually("a new stream is taken", RECOVERY_MAX, || {
-            let clip = Clip::load(&self.feed.clip).expect("the clip");
-            Publisher::start(port, "live", &name, clip).ok()
-        });
-    }
-
-    fn new_name(&mut self) -> String {
-        self.names += 1;
-        format!("new{}", self.names)
     }
 
     /// Inflicts it and says what it cost whom, if that was too much.
@@ -630,6 +351,10 @@ fn whatever_fails_viewers_lose_no_more_than_they_must() {
     pause(CALM);
     let (began, mut faults) = (now(), 0);
     let mut order = FAULTS.to_vec();
+    if scene.network.is_none() {
+        eprintln!("packets can't be dropped here: that takes root, ip and iptables");
+        order.retain(|fault| !fault.needs_network());
+    }
     if let Ok(only) = std::env::var("HEADWATER_CHAOS_FAULT") {
         order.retain(|fault| format!("{fault:?}") == only);
         assert!(!order.is_empty(), "no fault is called {only}");

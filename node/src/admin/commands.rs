@@ -25,7 +25,7 @@ enum Refusal {
     #[error("this needs the node's token (auth.admin_token)")]
     NoToken,
     #[error(
-        "this node isn't known by that name: ask by an IP address, as localhost, by a name without a dot or by one of `admin.hosts`"
+        "this node isn't known by that name: ask by an IP address, as localhost, by a name without a dot or under .svc, .local or .internal, or by one of `admin.hosts`"
     )]
     UnknownHost,
     #[error("there is no viewer {0} on this node")]
@@ -178,6 +178,9 @@ pub(super) async fn known_by_name(
     next.call(request).await
 }
 
+/// Nobody can have a name under these: they are for use within a network (RFC 6762, ICANN's reservation of `internal`), the first in Kubernetes.
+const PRIVATE: [&str; 3] = [".svc", ".local", ".internal"];
+
 /// `host`, with or without a port, is an address, or a name that is ours. Names without a dot are known in this network only.
 fn is_own(host: &str, names: &[String]) -> bool {
     if let Some(rest) = host.strip_prefix('[') {
@@ -185,8 +188,10 @@ fn is_own(host: &str, names: &[String]) -> bool {
         return address.parse::<Ipv6Addr>().is_ok();
     }
     let name = host.split_once(':').map_or(host, |(name, _)| name);
+    let name = name.to_ascii_lowercase();
     name.parse::<Ipv4Addr>().is_ok()
         || !name.contains('.')
+        || PRIVATE.iter().any(|suffix| name.ends_with(suffix))
         || names.iter().any(|own| name.eq_ignore_ascii_case(own))
 }
 
@@ -228,6 +233,18 @@ mod tests {
                 Ok(()),
             ),
             ("o1:9600", Some("http://o1:9600"), None, Ok(())),
+            (
+                "o1.ns.svc:9600",
+                Some("http://o1.ns.svc:9600"),
+                None,
+                Ok(()),
+            ),
+            (
+                "o1.ns.svc.cluster.LOCAL",
+                Some("http://o1.ns.svc.cluster.local"),
+                None,
+                Ok(()),
+            ),
             // Another page, another port of the same host, no page that could be named, no origin at all.
             (
                 "10.0.0.7:9600",
@@ -254,6 +271,12 @@ mod tests {
             (
                 "evil.example:9600",
                 Some("http://evil.example:9600"),
+                None,
+                Err(UnknownHost),
+            ),
+            (
+                "o1.svc.evil.example",
+                Some("http://o1.svc.evil.example"),
                 None,
                 Err(UnknownHost),
             ),

@@ -3,6 +3,7 @@
 mod checker;
 mod cluster;
 mod etcd;
+mod network;
 mod process;
 mod publisher;
 mod relay;
@@ -20,6 +21,7 @@ pub(crate) use checker::{Published, Shown, judge};
 pub(crate) use cluster::{Cluster, Directory, Node, Options, Role};
 pub(crate) use etcd::Etcd;
 pub(crate) use headwater_bench::ports::free as free_ports;
+pub(crate) use network::{Lost, Network};
 pub(crate) use process::Process;
 pub(crate) use publisher::{Picture, Publisher, Sound};
 pub(crate) use relay::Relay;
