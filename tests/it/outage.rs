@@ -1,6 +1,6 @@
 //! What is left of a tree of edges after an origin that hung, and how those go on whose parent alone is cut off.
 
-use super::harness::{Cluster, Options, Stamped, Viewer, eventually, get, pause, seconds};
+use super::harness::{Cluster, Options, Stamped, Viewer, eventually, metric, pause, seconds};
 
 const STREAM: &str = "live/demo";
 
@@ -39,34 +39,28 @@ impl Chain {
         chain
     }
 
-    /// A metric of a node, its labels included.
-    fn metric(&self, node: usize, name: &str) -> u64 {
-        let text = get(self.cluster.nodes[node].admin, "/metrics").expect("metrics");
-        let mut lines = text.body.lines();
-        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        value.map_or(0, |value| value.trim().parse().expect("a number"))
-    }
-
     /// How many upstreams of an edge are so far from the publisher.
     fn upstreams_at(&self, edge: usize, depth: usize) -> u64 {
         let name = format!("headwater_edge_upstreams_by_depth{{depth=\"{depth}\"}}");
-        self.metric(edge, &name)
+        metric(self.cluster.nodes[edge].admin, &name)
     }
 
     /// How often an edge has changed its upstream.
     fn reparented(&self, edge: usize) -> u64 {
+        let admin = self.cluster.nodes[edge].admin;
         let to = |to| {
-            self.metric(
-                edge,
-                &format!("headwater_edge_reparented_total{{to=\"{to}\"}}"),
-            )
+            let name = format!("headwater_edge_reparented_total{{to=\"{to}\"}}");
+            metric(admin, &name)
         };
         to("origin") + to("edge")
     }
 
     /// How many the origin has sent to others.
     fn redirects(&self) -> u64 {
-        self.metric(0, "headwater_origin_redirects_total")
+        metric(
+            self.cluster.nodes[0].admin,
+            "headwater_origin_redirects_total",
+        )
     }
 }
 

@@ -6,7 +6,7 @@ use headwater_bench::clip::Clip;
 use headwater_bench::publisher::Publisher;
 use headwater_bench::time::now;
 
-use super::super::harness::{Lost, Wire, eventually, pause, probe, seconds};
+use super::super::harness::{Lost, Wire, eventually, metric, pause, probe, seconds};
 use super::fault::Fault;
 use super::{EDGES, ORIGINS, RECOVERY_MAX, Scene, setting_seconds};
 
@@ -58,7 +58,7 @@ impl Scene {
                 self.edge(edge).process.thaw();
             }
             Fault::LinkFreezes | Fault::LinkBreaks => {
-                let node = self.feeder(edge);
+                let node = self.feeder();
                 let span = self.rng.millis(500, 3000);
                 let link = self.cluster.nodes[node].link.as_ref().expect("a link");
                 link.cut();
@@ -70,7 +70,7 @@ impl Scene {
                 }
             }
             Fault::LinkLosesAll => {
-                let node = self.feeder(edge);
+                let node = self.feeder();
                 let link = self.cluster.nodes[node].link.as_ref().expect("a link");
                 let port = link.port();
                 let span = self.rng.millis(500, 4000);
@@ -128,9 +128,13 @@ impl Scene {
         None
     }
 
-    /// An origin, which feeds all, or an edge, which perhaps feeds nobody.
-    fn feeder(&mut self, edge: usize) -> usize {
-        [self.feed.origin, ORIGINS + edge][self.rng.below(2)]
+    /// The origin that has the stream, or an edge that passes it on.
+    fn feeder(&mut self) -> usize {
+        let nodes = &self.cluster.nodes;
+        let feeds = |node: &usize| metric(nodes[*node].admin, "headwater_edge_subscribers") > 0;
+        let edges = (ORIGINS..nodes.len()).filter(feeds);
+        let feeders: Vec<usize> = std::iter::once(self.feed.origin).chain(edges).collect();
+        feeders[self.rng.below(feeders.len())]
     }
 
     fn cut_from_etcd(&mut self, node: usize, span: Duration) {

@@ -30,6 +30,14 @@ pub(crate) use viewer::{Viewer, number, probe};
 pub(crate) use watcher::{Watcher, micros};
 pub(crate) use wire::Wire;
 
+/// A counter or gauge of the node with this admin port, named with its labels; 0 if it isn't there.
+pub(crate) fn metric(admin: u16, series: &str) -> u64 {
+    let page = get(admin, "/metrics").expect("metrics").body;
+    let mut lines = page.lines();
+    let value = lines.find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.map_or(0, |value| value.trim().parse().expect("a whole number"))
+}
+
 /// Asks until there is an answer.
 ///
 /// # Panics
