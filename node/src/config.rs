@@ -302,6 +302,19 @@ fn worded(message: &str) -> String {
 
 /// Words an error of the deserializer for an operator: an unknown key gets the nearest known one beside it, spelled as `spelling` says.
 fn explain(message: &str, keys: &[String], near: &str, spelling: fn(&str) -> String) -> String {
+    if let Some((given, _)) = message.split_once("expected struct ") {
+        let inside = |key: &&String| {
+            key.strip_prefix(near)
+                .is_some_and(|rest| rest.starts_with('.'))
+        };
+        return match keys.iter().find(inside) {
+            Some(key) => format!(
+                "this is a section; did you mean one of its keys, such as `{}`?",
+                spelling(key)
+            ),
+            None => format!("{given}expected a section"),
+        };
+    }
     let Some(unknown) = message
         .strip_prefix("unknown field `")
         .and_then(|rest| rest.split('`').next())
@@ -504,6 +517,18 @@ mod tests {
             let told = error(&env(&[(variable, text)]));
             assert!(told.contains(said), "{told}");
         }
+    }
+
+    #[test]
+    fn a_section_is_no_key() {
+        let told = error(&env(&[("HEADWATER_RTMP", "on")]));
+        assert_eq!(
+            told,
+            "HEADWATER_RTMP: this is a section; did you mean one of its keys, such as `HEADWATER_RTMP__CHUNK_BYTES`?"
+        );
+        let (_dir, layers) = file("rtmp = \"on\"\n");
+        let told = error(&layers);
+        assert!(told.contains("expected a section"), "{told}");
     }
 
     #[test]
