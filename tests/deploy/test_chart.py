@@ -62,8 +62,8 @@ GOOD = {
     "an etcd that is there, with a Secret": {"etcd": {**EXTERNAL_ETCD, "auth": {"username": "headwater", "existingSecret": "mine", "passwordKey": "pw"}}},
     "an etcd that is there, by TLS": {"etcd": TLS_ETCD},
     "an etcd that is there, by TLS with a certificate": {"etcd": {**TLS_ETCD, "tls": {"existingSecret": "mine", "clientCertificate": True}}},
-    "tokens": {"auth": {"publishToken": "hush-publish", "playToken": "hush-play"}},
-    "tokens in a Secret": {"auth": {"existingSecret": "mine", "publishTokenKey": "in", "playTokenKey": ""}},
+    "tokens": {"auth": {"publishToken": "hush-publish", "playToken": "hush-play", "adminToken": "hush-admin"}},
+    "tokens in a Secret": {"auth": {"existingSecret": "mine", "publishTokenKey": "in", "playTokenKey": "", "adminTokenKey": "admin"}},
     "ingress": {"edge": {"http": {"ingress": {"enabled": True, "className": "nginx", "host": "live.example.com", "tlsSecret": "live-tls"}}}},
     "node ports for publishers": {"origin": {"rtmp": {"service": {"type": "NodePort"}}}, "edge": {"iceServersSecret": "mine"}},
     "load balanced services": {
@@ -140,7 +140,7 @@ BAD = {
     "TLS without authorities": ({"etcd": {**TLS_ETCD, "tls": {}}}, "etcd.tls.existingSecret, a Secret"),
     "authorities without TLS": ({"etcd": {**EXTERNAL_ETCD, "tls": {"existingSecret": "mine"}}}, "go together"),
     "a certificate from nowhere": ({"etcd": {**EXTERNAL_ETCD, "tls": {"clientCertificate": True}}}, "needs etcd.tls.existingSecret"),
-    "tokens twice": ({"auth": {"existingSecret": "mine", "playToken": "t"}}, "leave auth.publishToken and auth.playToken empty"),
+    "tokens twice": ({"auth": {"existingSecret": "mine", "playToken": "t"}}, "leave auth.publishToken, playToken and adminToken empty"),
     "STUN without a server": ({"edge": {"media": {"advertise": "stun"}}}, "edge.media.stunServer go together"),
     "a STUN server without STUN": ({"edge": {"media": {"stunServer": "stun.example.com:3478"}}}, "edge.media.stunServer go together"),
     "a STUN server without a port": ({"edge": {"media": {"advertise": "stun", "stunServer": "stun.example.com"}}}, "stunServer"),
@@ -188,6 +188,7 @@ BAD = {
     "one flavour's digest": ({"image": {"digest": "sha256:" + "0" * 64}}, "give origin.image.digest"),
     "a setting that the chart makes": ({"edge": {"config": {"edge.media": "0.0.0.0:9"}}}, "edge.config sets edge.media, which the chart sets: use edge.media.port"),
     "a secret among the settings": ({"config": {"auth.play_token": "t"}}, "doesn't belong into a pod's specification"),
+    "operators' secret among the settings": ({"config": {"auth.admin_token": "t"}}, "doesn't belong into a pod's specification"),
     "a setting that is no key": ({"config": {"RTMP.Listen": "x"}}, "RTMP.Listen"),
     "a setting that is misspelt": ({"edge": {"config": {"edge.egress_mpbs_max": 8000}}}, "edge.egress_mpbs_max"),
 }
@@ -310,6 +311,17 @@ class Rendering(unittest.TestCase):
             elsewhere = json.dumps([o for o in rendered.objects if o["kind"] != "Secret"]) + notes
             self.assertNotIn("hush-", elsewhere, name)
 
+    def test_each_node_is_given_the_tokens_that_it_asks_for(self):
+        for name, secret, keys in (
+            ("tokens", "live-headwater-auth", {"origin": {"PUBLISH": "publish-token", "ADMIN": "admin-token"}, "edge": {"PLAY": "play-token", "ADMIN": "admin-token"}}),
+            ("tokens in a Secret", "mine", {"origin": {"PUBLISH": "in", "ADMIN": "admin"}, "edge": {"ADMIN": "admin"}}),
+            ("defaults", "", {"origin": {}, "edge": {}}),
+        ):
+            for role, expected in keys.items():
+                variables = self.rendered[name][0].container(role)["env"]
+                given = {v["name"]: v["valueFrom"]["secretKeyRef"] for v in variables if v["name"].startswith("HEADWATER_AUTH__")}
+                self.assertEqual(given, {f"HEADWATER_AUTH__{token}_TOKEN": {"name": secret, "key": key} for token, key in expected.items()}, (name, role))
+
     def test_settings_that_the_chart_makes_are_keys_of_the_binary(self):
         ours = re.findall(r'"([a-z_]+(?:\.[a-z_]+)*)" "', (CHART / "templates/validate.yaml").read_text().split("$ours := dict")[1].split("}}")[0])
         self.assertGreater(len(ours), 20)
@@ -347,7 +359,7 @@ class Rendering(unittest.TestCase):
 
         plain = sums({})
         for values, changed in (
-            ({"auth": {"publishToken": "a"}}, [True, False]), ({"auth": {"playToken": "a"}}, [False, True]), (GOOD["TURN"], [False, True]),
+            ({"auth": {"publishToken": "a"}}, [True, False]), ({"auth": {"playToken": "a"}}, [False, True]), ({"auth": {"adminToken": "a"}}, [True, True]), (GOOD["TURN"], [False, True]),
             ({"etcd": {**EXTERNAL_ETCD, "auth": {"username": "u", "password": "p"}}}, [True, True]),
         ):
             self.assertEqual([a != b for a, b in zip(plain, sums(values), strict=True)], changed)

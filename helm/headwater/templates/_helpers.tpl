@@ -321,6 +321,10 @@ HEADWATER_{{ upper . | replace "." "__" }}
 {{- include "headwater.token" (dict "root" . "name" "HEADWATER_AUTH__PLAY_TOKEN" "given" .Values.auth.playToken "key" .Values.auth.playTokenKey "own" "play-token") -}}
 {{- end -}}
 
+{{- define "headwater.adminToken" -}}
+{{- include "headwater.token" (dict "root" . "name" "HEADWATER_AUTH__ADMIN_TOKEN" "given" .Values.auth.adminToken "key" .Values.auth.adminTokenKey "own" "admin-token") -}}
+{{- end -}}
+
 {{/* What every container of ours may do: nothing. */}}
 {{- define "headwater.containerSecurity" -}}
 allowPrivilegeEscalation: false
@@ -414,7 +418,7 @@ annotations:
 {{/* Pods are replaced when what they read at their start changes. */}}
 {{- define "headwater.checksums" -}}
 {{- $v := .root.Values }}
-{{- $read := list $v.etcd.auth.password (ternary $v.auth.publishToken $v.auth.playToken (eq .role "origin")) (ternary list $v.edge.iceServers (eq .role "origin")) }}
+{{- $read := list $v.etcd.auth.password $v.auth.adminToken (ternary $v.auth.publishToken $v.auth.playToken (eq .role "origin")) (ternary list $v.edge.iceServers (eq .role "origin")) }}
 checksum/secrets: {{ $read | toJson | sha256sum }}
 {{- if and (eq .role "edge") (include "headwater.edge.numbered" .root) }}
 checksum/pods: {{ include (print .root.Template.BasePath "/edge-pods.yaml") .root | sha256sum }}

@@ -1,6 +1,6 @@
 //! Whether packets are lost because too many are sent.
 //!
-//! draft-ietf-rmcat-gcc-02 section 6 lets less than 10 % pass. Here that is 10 % above what the path loses anyway: when a lower rate
+//! draft-ietf-rmcat-gcc-02 section 6 lets less than 10 % pass. Here that is 8 % above what the path loses anyway, which is thought to be 2 % at first: when a lower rate
 //! doesn't lower the loss, it is not ours, and the limit is lifted.
 
 use std::time::{Duration, Instant};
