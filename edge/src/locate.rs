@@ -106,20 +106,22 @@ pub(crate) async fn ask_owners(node: &Node, name: &StreamName) -> Answer {
         let asked = ask(node, &owner.grpc_url, Some(name));
         tokio::time::timeout(LIST_TIMEOUT, asked)
     });
-    let answers = join_all(asked).await;
+    // An older node names all that it has.
     let has = |stream: &WireStream| stream.stream == name.as_str();
-    let said = answers
-        .iter()
-        .filter_map(|answer| answer.as_ref().ok()?.as_ref());
-    let mut answer = Answer::Silent;
-    for streams in said {
-        // An older node names all of them.
-        if streams.iter().any(has) {
-            return Answer::Has;
+    let mut all = Answer::HasNot;
+    for (owner, answer) in owners.iter().zip(join_all(asked).await) {
+        match answer {
+            Ok(Some(streams)) if streams.iter().any(has) => return Answer::Has,
+            Ok(Some(_)) => {}
+            // It may be the one that has it.
+            Ok(None) => all = Answer::Silent,
+            Err(_) => {
+                outages::report(node, &owner.grpc_url, "no answer in time");
+                all = Answer::Silent;
+            }
         }
-        answer = Answer::HasNot;
     }
-    answer
+    all
 }
 
 /// Where to subscribe to a stream, best first.

@@ -34,7 +34,7 @@ impl Source for Registry {
         std::future::ready(attached.ok_or(Unattached::NotFound)).boxed()
     }
 
-    fn live(&self) -> BoxFuture<'_, Result<Vec<Live>, Unattached>> {
+    fn live(&self, _only: Option<StreamName>) -> BoxFuture<'_, Result<Vec<Live>, Unattached>> {
         // Streams begin at origins.
         std::future::ready(Ok(Vec::new())).boxed()
     }

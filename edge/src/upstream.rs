@@ -4,6 +4,7 @@
 //! carry, and subscribers read always. So a stalled call uses up its own window only.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -136,13 +137,15 @@ impl Connection {
     }
 }
 
-/// Connects, by the first of several attempts that gets an answer, whatever that is.
+/// Connects, by the first of several attempts that gets an answer, whatever that is. A name is asked for once: looking it up has a thread of
+/// its own until it is found out.
 async fn connect(endpoint: &Endpoint) -> Result<Channel, tonic::transport::Error> {
-    let mut attempts = FuturesUnordered::new();
-    let mut begin = tokio::time::interval(CONNECT_AGAIN);
+    let host = endpoint.uri().host().unwrap_or_default();
+    let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    let mut attempts = FuturesUnordered::from_iter([endpoint.connect()]);
     loop {
         tokio::select! {
-            _ = begin.tick() => attempts.push(endpoint.connect()),
+            () = tokio::time::sleep(CONNECT_AGAIN), if is_address => attempts.push(endpoint.connect()),
             Some(answer) = attempts.next() => return answer,
         }
     }

@@ -114,8 +114,8 @@ pub trait Source: Send + Sync + 'static {
         want: Want,
     ) -> BoxFuture<'_, Result<Attached, Unattached>>;
 
-    /// What begins here.
-    fn live(&self) -> BoxFuture<'_, Result<Vec<Live>, Unattached>>;
+    /// What begins here, of one name or all.
+    fn live(&self, only: Option<StreamName>) -> BoxFuture<'_, Result<Vec<Live>, Unattached>>;
 }
 
 /// The names under which a role counts its subscribers.
@@ -209,10 +209,7 @@ impl Service {
         };
         let clock = &self.options.clock;
         let arrived = clock.wall();
-        let name: StreamName = subscribe
-            .stream
-            .parse()
-            .map_err(|error| invalid(&convert::Error::Name(error)))?;
+        let name = stream_name(&subscribe.stream)?;
         span.set("stream", &name);
         span.set("node", printable(&subscribe.node));
         let have = convert::have_from_wire(&subscribe.have).map_err(|error| invalid(&error))?;
@@ -321,9 +318,11 @@ impl Replication for Service {
         &self,
         request: Request<wire::ListStreamsRequest>,
     ) -> Result<Response<wire::ListStreamsResponse>, Status> {
-        let only = request.into_inner().stream;
-        let mut live = self.source.live().await.map_err(unattached)?;
-        live.retain(|live| only.is_empty() || live.name.as_str() == only);
+        let only = match request.into_inner().stream.as_str() {
+            "" => None,
+            name => Some(stream_name(name)?),
+        };
+        let live = self.source.live(only).await.map_err(unattached)?;
         let streams = live.into_iter().map(|live| wire::LiveStream {
             stream: live.name.to_string(),
             epoch: live.epoch.0,
@@ -332,6 +331,11 @@ impl Replication for Service {
         let streams = streams.collect();
         Ok(Response::new(wire::ListStreamsResponse { streams }))
     }
+}
+
+fn stream_name(text: &str) -> Result<StreamName, Status> {
+    let name = text.parse();
+    name.map_err(|error| invalid(&convert::Error::Name(error)))
 }
 
 /// What a peer says it is, fit for a log line.

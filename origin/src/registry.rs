@@ -174,6 +174,22 @@ impl Registry {
         self.actor.send(List).await.unwrap_or_default()
     }
 
+    /// Asks one stream, if it is there and answers.
+    pub(crate) async fn ask<M>(
+        &self,
+        name: StreamName,
+        question: M,
+    ) -> Option<(StreamName, <M as Message>::Result)>
+    where
+        M: Message + Send + 'static,
+        M::Result: Send + 'static,
+        StreamActor: Handler<M>,
+    {
+        let actor = self.find(name.clone()).await?;
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, actor.send(question)).await;
+        Some((name, answer.ok()?.ok()?))
+    }
+
     /// Asks all streams at once. One that ends meanwhile, or is stuck, is left out rather than holding the others up.
     pub(crate) async fn ask_all<M>(
         &self,

@@ -54,9 +54,15 @@ impl Source for Registry {
         .boxed()
     }
 
-    fn live(&self) -> BoxFuture<'_, Result<Vec<Live>, Unattached>> {
+    fn live(&self, only: Option<StreamName>) -> BoxFuture<'_, Result<Vec<Live>, Unattached>> {
         async {
-            let answers = ask(async { Ok(self.ask_all(|| Stat).await) }).await?;
+            let answers = match only {
+                Some(name) => ask(async { Ok(self.ask(name, Stat).await) })
+                    .await?
+                    .into_iter()
+                    .collect(),
+                None => ask(async { Ok(self.ask_all(|| Stat).await) }).await?,
+            };
             let streams = answers.into_iter().map(|(name, status)| Live {
                 name,
                 epoch: status.epoch,

@@ -154,10 +154,8 @@ impl Settings {
                 "a standalone node is its own directory: leave directory.etcd and directory.origins empty, or run \
                  `headwater origin` and `headwater edge`"
             ),
-            Role::Origin => ensure!(
-                directory.origins.is_empty(),
-                "directory.origins is for edges: an origin has an etcd (directory.etcd), or edges name it"
-            ),
+            // A file that it shares with edges may name it to them.
+            Role::Origin => {}
             Role::Edge => ensure!(
                 directory.etcd.is_empty() != directory.origins.is_empty(),
                 "an edge needs to know where streams are: give either --etcd URL (directory.etcd) or --origin URL \
@@ -178,6 +176,10 @@ impl Settings {
         ensure!(
             directory.username.is_some() == directory.password.is_some(),
             "directory.username and directory.password go together"
+        );
+        ensure!(
+            role == Role::Origin || self.edge.advertise.is_none() || self.edge.grpc.is_some(),
+            "edge.advertise says where others reach edge.grpc: give both, or neither"
         );
         // An origin has nobody to wait for: it only answers on.
         ensure!(
@@ -347,7 +349,8 @@ mod tests {
         assert!(with(&[], &[]).checked(Role::Standalone).is_ok());
         assert!(with(etcd, &[]).checked(Role::Standalone).is_err());
         assert!(with(&[], &[]).checked(Role::Origin).is_ok());
-        assert!(with(&[], etcd).checked(Role::Origin).is_err());
+        let shared = with(&[], &["http://o1:7070"]);
+        assert!(shared.checked(Role::Origin).is_ok(), "edges' file, too");
         assert!(with(etcd, &[]).checked(Role::Edge).is_ok());
         assert!(with(&[], etcd).checked(Role::Edge).is_ok());
         let error = with(&[], &[])
@@ -356,6 +359,18 @@ mod tests {
         assert!(error.to_string().contains("--origin URL"), "{error}");
         assert!(with(etcd, etcd).checked(Role::Edge).is_err());
         assert!(with(&["e:2379"], &[]).checked(Role::Edge).is_err());
+    }
+
+    #[test]
+    fn an_edge_says_where_it_is_reached_only_if_it_listens() {
+        let mut settings = Settings::default();
+        settings.directory.etcd = vec!["http://e:2379".to_owned()];
+        settings.edge.advertise = Some("http://e1:7071".to_owned());
+        assert!(settings.clone().checked(Role::Origin).is_ok());
+        let told = settings.clone().checked(Role::Edge).expect_err("no grpc");
+        assert!(told.to_string().starts_with("edge.advertise"), "{told}");
+        settings.edge.grpc = Some(([0, 0, 0, 0], 7071).into());
+        assert!(settings.checked(Role::Edge).is_ok());
     }
 
     #[test]

@@ -159,7 +159,7 @@ pub fn serve(state: Arc<EdgeState>) -> std::io::Result<Http> {
         0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(2)),
         workers => workers,
     };
-    let keep_alive = Duration::from_secs(limits.keep_alive_seconds.max(1));
+    let keep_alive = Duration::from_secs(limits.keep_alive_seconds);
     let connections = Arc::new(limits::Connections::new(&limits));
     let data = web::Data::from(state);
     let server = HttpServer::new(move || {

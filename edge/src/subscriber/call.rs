@@ -177,14 +177,17 @@ impl Leg {
             Ok(Err(status)) if status.code() == Code::NotFound => Err(Outcome::NotFound),
             Ok(Err(status)) => {
                 let broken = broken(&status);
-                if broken || candidate.node.is_none() {
-                    outages::report(&self.trunk.node, url, &outages::refusal(&status));
-                } else {
-                    // Edges send others away as a matter of course.
-                    debug!(upstream = url, %status, "refused");
-                }
                 if broken {
                     connection.discard();
+                }
+                // Edges send others away as a matter of course, and so do origins one that has its other way by them.
+                if broken || (candidate.node.is_none() && self.trunk.alone(self.index)) {
+                    outages::report(&self.trunk.node, url, &outages::refusal(&status));
+                } else {
+                    debug!(upstream = url, %status, "refused");
+                }
+                // What is wrong with the way to it won't change in a moment.
+                if broken || status.code() == Code::FailedPrecondition {
                     return Err(Outcome::Failed);
                 }
                 Err(Outcome::Refused)

@@ -185,7 +185,12 @@ impl Leg {
                 break;
             };
             let outcome = self.attempt(root, &candidate).await;
-            counter!(ATTEMPTS, "outcome" => outcome.label()).increment(1);
+            // Nobody lacks anything where a second way isn't to be had.
+            let label = match outcome {
+                Outcome::Refused if !self.trunk.alone(self.index) => "spare_refused",
+                _ => outcome.label(),
+            };
+            counter!(ATTEMPTS, "outcome" => label).increment(1);
             match outcome {
                 Outcome::NotFound => {}
                 Outcome::Redirected(alternatives) => {

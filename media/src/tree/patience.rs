@@ -77,8 +77,9 @@ impl Patience {
         let levels = levels.min(LEVELS_MAX);
         let first = PER_LEVEL * levels + self.spread;
         match &mut self.orphaned {
-            Some(orphaned) => orphaned.levels = levels,
-            None => {
+            Some(orphaned) if levels >= orphaned.levels => orphaned.levels = levels,
+            // Where somebody above has just begun to look for another way, which takes as long as for the one before.
+            _ => {
                 self.orphaned = Some(Orphaned {
                     since: now,
                     levels,
@@ -214,6 +215,22 @@ mod tests {
     fn an_owner_that_is_named_and_can_not_be_reached_for_long_is_looked_for_by_other_ways() {
         assert_eq!(run(1, u64::MAX, |_| Answer::Silent).1, Some(30));
         assert_eq!(run(2, u64::MAX, |_| Answer::Silent).1, Some(60));
+    }
+
+    #[test]
+    fn when_the_parent_begins_to_look_it_has_as_long_as_the_one_above_had() {
+        let start = testkit::start();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut patience = Patience::new(Duration::ZERO);
+        patience.handle_levels(start, 2);
+        assert!(patience.poll_ask(at(6)));
+        patience.handle_answer(at(6), Answer::Silent);
+        // It has left its own parent, whose owner stays silent.
+        patience.handle_levels(at(30), 1);
+        assert!(!patience.ended(at(30)) && !patience.overdue(at(30)));
+        assert!(!patience.poll_ask(at(32)) && patience.poll_ask(at(33)));
+        patience.handle_answer(at(33), Answer::Silent);
+        assert!(!patience.ended(at(59)) && patience.ended(at(60)));
     }
 
     #[test]

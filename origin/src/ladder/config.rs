@@ -81,7 +81,7 @@ impl Config {
     /// # Errors
     /// If a setting makes no sense.
     pub fn check(&self) -> Result<(), Error> {
-        if !PRESETS.contains(&self.preset.as_str()) {
+        if self.encoder == Encoder::Libx264 && !PRESETS.contains(&self.preset.as_str()) {
             return Err(Error::Preset(self.preset.clone()));
         }
         let mut seen = Vec::new();
@@ -224,6 +224,11 @@ mod tests {
         };
         let told = config.check().expect_err("no preset").to_string();
         assert!(told.contains("ultrafast, superfast"), "{told}");
+        let of_another = Config {
+            encoder: Encoder::Nvenc,
+            ..config
+        };
+        of_another.check().expect("only x264 is given one");
         let rungs = ["720:2500", "480:1000", "480:800"];
         let config = Config {
             rungs: rungs.map(|rung| rung.parse().expect("a rung")).into(),

@@ -106,7 +106,7 @@ fn numbers(settings: &Settings) -> Vec<Number> {
         edge.limits.connections_per_worker: COUNT;
         edge.limits.connections_per_address: COUNT_OR_NONE;
         edge.limits.request_timeout_ms: MILLIS;
-        edge.limits.keep_alive_seconds: 0..=DAY;
+        edge.limits.keep_alive_seconds: 1..=DAY;
         edge.limits.requests_per_second: COUNT_OR_NONE;
         edge.limits.requests_burst: COUNT;
         edge.limits.reports_per_second: COUNT_OR_NONE;

@@ -22,10 +22,6 @@ pub(super) fn check(settings: &Settings) -> anyhow::Result<()> {
     }
     if let Some(url) = &edge.advertise {
         grpc(url).context("edge.advertise")?;
-        ensure!(
-            edge.grpc.is_some(),
-            "edge.advertise says where others reach edge.grpc: give both, or neither"
-        );
     }
     if let Some(url) = &edge.public_url {
         url_of(url, &["http", "https"], NO_USER).context("edge.public_url")?;
@@ -181,7 +177,7 @@ mod tests {
                 s.origin.advertise = "http://o1".into();
             }),
             ("edge.advertise", |s| {
-                s.edge.advertise = Some("http://e1:7071".into());
+                s.edge.advertise = Some("http://e1".into());
             }),
             ("edge.public_url", |s| {
                 s.edge.public_url = Some("live.example.com".into());

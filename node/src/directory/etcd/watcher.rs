@@ -60,7 +60,7 @@ pub(super) async fn run_from(shared: Arc<Shared>, mut seen: Option<Seen>) {
             Some(known) => match has(&shared, &known).await {
                 Ok(true) => known,
                 Ok(false) => {
-                    counter!(REOPENED_TOTAL, "reason" => "went_back").increment(1);
+                    counter!(REOPENED_TOTAL, "reason" => "not_there").increment(1);
                     continue;
                 }
                 Err(error) => {
