@@ -11,6 +11,7 @@ use std::time::Duration;
 use etcd_client::{Client, CompactionOptions};
 use headwater_bench::ports;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -104,6 +105,14 @@ impl Etcd {
     fn signal(&self, member: usize, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.members[member].child.id()).expect("a pid"));
         kill(pid, signal).expect("a signal to our own child");
+        if signal == Signal::SIGSTOP {
+            // Its threads stop one by one, and until then some may answer.
+            let stopped = waitpid(pid, Some(WaitPidFlag::WUNTRACED));
+            assert!(
+                matches!(stopped, Ok(WaitStatus::Stopped(..))),
+                "{stopped:?}"
+            );
+        }
     }
 
     fn kill(&mut self, member: usize) {
