@@ -39,7 +39,7 @@ fn gstreamer(sink: &str) -> Process {
          videotestsrc is-live=true ! video/x-raw,width=320,height=240,framerate=30/1 \
          ! x264enc tune=zerolatency speed-preset=ultrafast key-int-max=30 bitrate=500 \
          ! video/x-h264,profile=baseline ! h264parse ! queue ! mux. \
-         audiotestsrc is-live=true ! audio/x-raw,rate=44100,channels=2 ! avenc_aac \
+         audiotestsrc is-live=true ! audio/x-raw,rate=44100,channels=2 ! voaacenc \
          ! aacparse ! queue ! mux."
     );
     let mut command = Command::new("gst-launch-1.0");
