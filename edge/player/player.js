@@ -26,6 +26,8 @@ const STUCK_MS = 8000;
 const JOIN_MS = 10000;
 /** From the first picture of a session that another one goes over to, until it has run up to the live edge. */
 const RUN_UP_MS = 1000;
+/** How the server's own problems begin (RFC 9457). */
+const OURS = 'urn:headwater:problem:';
 const BACKOFF_MS = { first: 300, max: 8000 };
 const CAPTURE_TIME = 'http://www.webrtc.org/experiments/rtp-hdrext/abs-capture-time';
 const NTP_UNIX_MS = 2208988800000;
@@ -106,8 +108,11 @@ async function refusal(response) {
       return new Refused('waiting', undefined, retryAfterMs(response, 2000) + Math.random() * 500);
     case response.status === 401 || response.status === 403:
       return new Refused('forbidden', token ? 'The token in the address is not valid for this stream.' : undefined);
-    case response.status === 404:
+    case response.status === 404 && String(problem.type ?? '').startsWith(OURS):
       return new Refused('problem', detail ?? `There is no stream named ${name}.`);
+    case response.status === 404 || response.status === 408:
+      // A proxy that has nobody to ask at the moment, or an offer that took too long on its way.
+      return new Refused('reconnecting', undefined, 3000 + Math.random() * 1000);
     case response.status === 429 || response.status === 503:
       return new Refused('reconnecting', detail ?? 'The server is busy; trying again.', retryAfterMs(response, 3000) + Math.random() * 1000);
     case response.status >= 500:
@@ -119,10 +124,11 @@ async function refusal(response) {
 
 /** One WHEP session: a peer connection and its URL on the edge. */
 class Session {
-  static async join(url, signal) {
+  /** With `again` whoever is asked shall not send us elsewhere: perhaps we were sent, and it was no good there. */
+  static async join(url, signal, again = false) {
     const session = new Session();
     try {
-      await session.#negotiate(url, signal);
+      await session.#negotiate(url, signal, again);
       return session;
     } catch (error) {
       session.close();
@@ -149,7 +155,7 @@ class Session {
     this.pc.addEventListener('track', ({ track }) => this.media.addTrack(track));
   }
 
-  async #negotiate(url, signal) {
+  async #negotiate(url, signal, again) {
     for (const kind of ['video', 'audio']) {
       const transceiver = this.pc.addTransceiver(kind, { direction: 'recvonly' });
       // With the capture time in the packets, latency is measured instead of guessed.
@@ -170,7 +176,8 @@ class Session {
     // The edge is ICE-lite and learns our address from our checks: there is no candidate to wait for.
     headwater.joins += 1;
     [this.endpoint, this.query, this.askedAt] = [url, quality.query, performance.now()];
-    const response = await fetch(`${url}${this.query}`, {
+    const stay = again ? `${this.query ? '&' : '?'}sent-by=player` : '';
+    const response = await fetch(`${url}${this.query}${stay}`, {
       method: 'POST',
       headers: headers({ 'Content-Type': 'application/sdp' }),
       body: this.pc.localDescription.sdp,
@@ -361,7 +368,8 @@ async function run() {
   while (!signal.aborted) {
     try {
       const moved = Boolean(next);
-      joined = next ?? await Session.join(failures % 2 ? endpoint : last, signal);
+      const again = failures % 2 === 1;
+      joined = next ?? await Session.join(again ? endpoint : last, signal, again);
       [next, last, failures] = [null, joined.endpoint, 0];
       if (signal.aborted) break;
       session = joined;

@@ -59,7 +59,7 @@ use headwater_node::listen;
 use headwater_node::replication::{self, Feeding};
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
-use tracing::info;
+use tracing::{error, info};
 
 pub use config::Config;
 
@@ -101,7 +101,19 @@ pub async fn start(config: Config, node: Node) -> Result<Edge, StartError> {
     let ended = Arc::new(move |viewer, reason| {
         told.ended(viewer, reason);
     });
-    let media = Threads::start(&config, &node.clock, &node.io, ended).await?;
+    let failed = {
+        let (sessions, shutdown) = (Arc::clone(&sessions), node.shutdown.clone());
+        // Whoever starts this process again brings the shard back; until then the others' viewers are asked to go elsewhere.
+        Arc::new(move |shard| {
+            error!(
+                shard,
+                "a shard has failed: its viewers are lost, and this edge stops"
+            );
+            sessions.shard_lost(shard);
+            shutdown.cancel();
+        })
+    };
+    let media = Threads::start(&config, &node.clock, &node.io, ended, failed).await?;
     let shards = media.shards().clone();
     let port = match config.grpc {
         Some(address) => match Bound::open(address, &node).await {

@@ -24,11 +24,16 @@ impl Placement {
         !self.others().is_empty()
     }
 
-    /// The edge that a viewer of this stream should go to instead, if it must go somewhere.
-    pub(crate) fn other(&self, name: &StreamName) -> Option<NodeRecord> {
+    /// The edge that a viewer of this stream should go to instead, if it must go somewhere: none of those that are `shunned`.
+    pub(crate) fn other(
+        &self,
+        name: &StreamName,
+        shunned: impl Fn(&NodeId) -> bool,
+    ) -> Option<NodeRecord> {
         let mut others = self.others();
         // The player can go there, or its request can.
         others.retain(|other| self.own_url(other).is_some() || !other.grpc_url.is_empty());
+        others.retain(|other| !shunned(&other.id));
         let candidates: Vec<Candidate> =
             others.iter().map(|other| candidate(other, name)).collect();
         let mut random = rand::rng();
@@ -36,18 +41,17 @@ impl Placement {
         Some(others.swap_remove(at))
     }
 
-    /// The edge that a viewer of this stream is better off at than here, where the load is `load`. Costs nothing where that is low.
+    /// The edge that a viewer of this stream is better off at than `here`. Costs nothing where the load is low.
     pub(crate) fn better(
         &self,
         name: &StreamName,
-        load: f64,
-        has_stream: bool,
+        here: &Candidate,
+        shunned: impl Fn(&NodeId) -> bool,
     ) -> Option<NodeRecord> {
-        let here = Candidate { load, has_stream };
         if here.is_content() {
             return None;
         }
-        self.other(name)
+        self.other(name, shunned)
             .filter(|there| here.should_send_to(&candidate(there, name)))
     }
 

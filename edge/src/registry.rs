@@ -241,6 +241,11 @@ impl Registry {
         Some((ChildHold::new(entry), relay))
     }
 
+    /// Half of the streams that there may be are there: what isn't live makes room at once.
+    pub(crate) fn crowded(&self) -> bool {
+        2 * self.inner.entries().len() >= self.inner.options.streams_max
+    }
+
     /// A replica wants to end: takes it out of the table unless somebody holds it.
     pub(crate) fn release(&self, name: &StreamName) -> Release {
         let mut entries = self.inner.entries();

@@ -47,7 +47,8 @@ const MAILBOX: usize = 1024;
 /// How often a replica looks at the time.
 const TICK: Duration = Duration::from_millis(250);
 
-/// A replica of a stream that isn't there goes sooner than one that was watched: long enough for a player's next try.
+/// A replica of a stream that isn't there goes sooner than one that was watched: long enough for a player's next try, and at once when names
+/// that somebody makes up would fill the table.
 const NOT_FOUND_LINGER: Duration = Duration::from_secs(2);
 
 /// Pictures that come with B-frames now are made anew without them in about a second, if the origin does that. Until then viewers see the last one.
@@ -360,10 +361,13 @@ impl ReplicaActor {
         if untold || (lost && !self.over) {
             self.end_viewers();
         }
-        let linger = if missing.is_some() {
-            NOT_FOUND_LINGER.min(self.options.linger)
-        } else {
+        let known = missing.is_none() && self.state.borrow().info.is_some();
+        let linger = if known {
             self.options.linger
+        } else if self.registry.crowded() {
+            Duration::ZERO
+        } else {
+            NOT_FOUND_LINGER.min(self.options.linger)
         };
         let idle = self
             .idle_since

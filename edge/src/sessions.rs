@@ -227,6 +227,15 @@ impl Sessions {
         was_there
     }
 
+    /// Forgets the sessions of a shard that is lost.
+    pub(crate) fn shard_lost(&self, number: usize) {
+        let mut sessions = self.all();
+        sessions.retain(|session| session.shard.number() == number);
+        for session in sessions {
+            self.ended(session.viewer, EndReason::Kicked);
+        }
+    }
+
     /// All sessions as API records, by viewer number; `rendition` names a stream's track. Nothing in them opens a session URL.
     pub fn records(
         &self,

@@ -98,6 +98,9 @@ pub struct ShardHandle {
 /// Told of each viewer that ended.
 pub(crate) type Ended = Arc<dyn Fn(ViewerId, EndReason) + Send + Sync>;
 
+/// Told of a shard that has panicked, whose viewers nobody has any more.
+pub(crate) type Failed = Arc<dyn Fn(usize) + Send + Sync>;
+
 /// What replicas tell a shard.
 #[derive(Debug)]
 pub(crate) enum Media {
@@ -445,6 +448,11 @@ impl Shards {
 }
 
 impl ShardHandle {
+    /// Which of the edge's shards it is, from 0.
+    pub(crate) const fn number(&self) -> usize {
+        self.number
+    }
+
     /// Where viewers reach this shard (host candidates), best first.
     pub fn candidates(&self) -> &[Candidate] {
         &self.candidates

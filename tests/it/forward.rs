@@ -159,6 +159,34 @@ fn an_edge_that_hangs_is_passed_over_and_does_nothing_late() {
 }
 
 #[test]
+fn nobody_is_told_to_go_to_an_edge_that_is_gone() {
+    let options = Options {
+        public_url: true,
+        ..Options::default().env("HEADWATER_EDGE__VIEWERS_PER_SHARD", "1")
+    };
+    let (mut cluster, _publisher) = start(&options);
+    let [here, there] = [1, 2].map(|edge| cluster.nodes[edge].http);
+    let taken = eventually("the stream can be joined", seconds(15), || {
+        let answer = request(here, "POST", WHEP, &[SDP], OFFER)?;
+        assert!(matches!(answer.status, 201 | 307 | 409 | 503), "{answer:?}");
+        (answer.status == 201).then_some(answer)
+    });
+    assert!(location(&taken).contains("/e1~"), "{taken:?}");
+    let sent = eventually("it is full, and knows the other one", seconds(10), || {
+        let answer = ask(here, "POST", WHEP, &[SDP], OFFER);
+        (answer.status == 307).then_some(answer)
+    });
+    let other = format!("http://127.0.0.1:{there}{WHEP}?sent-by=e1");
+    assert_eq!(location(&sent), other);
+    // The directory has it for as long as its lease lasts, and what it answered a moment ago counts for a second.
+    cluster.nodes[2].kill();
+    eventually("that it is gone is noticed", seconds(3), || {
+        let refused = ask(here, "POST", WHEP, &[SDP], OFFER);
+        (refused.status == 503).then(|| assert_eq!(kind(&refused), "full"))
+    });
+}
+
+#[test]
 fn a_page_whose_edge_dies_finds_another_at_the_same_address() {
     let (mut cluster, _publisher) = start(&Options::default());
     let wire = Wire::among(cluster.edges().map(|edge| edge.http).collect());

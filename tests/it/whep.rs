@@ -27,6 +27,7 @@ struct Live {
 struct Session {
     url: String,
     etag: String,
+    links: Vec<String>,
     answer: String,
 }
 
@@ -46,9 +47,13 @@ impl Live {
 
     /// Offers until the stream is live.
     fn join(&mut self) -> Session {
+        self.join_at(STREAM)
+    }
+
+    fn join_at(&mut self, path: &str) -> Session {
         let port = self.port();
         eventually("the stream can be joined", seconds(15), || {
-            let answer = request(port, "POST", STREAM, &[SDP], OFFER)?;
+            let answer = request(port, "POST", path, &[SDP], OFFER)?;
             if answer.status == 409 {
                 assert!(answer.header("Retry-After").is_some(), "{answer:?}");
                 return None;
@@ -61,6 +66,7 @@ impl Live {
             Some(Session {
                 url: header("Location"),
                 etag: header("ETag"),
+                links: answer.headers("Link").map(str::to_owned).collect(),
                 answer: answer.body.clone(),
             })
         })
@@ -348,6 +354,35 @@ fn renditions_are_chosen_by_the_layer_extension() {
     let elsewhere = layer.replace("/layer", "0/layer");
     let answer = request(port, "GET", &elsewhere, &[], "").expect("an answer");
     assert_eq!(answer.status, 404);
+}
+
+/// Some players can set no header, and what they are given to go on with must let them in as well.
+#[test]
+fn a_token_in_the_url_is_in_the_urls_that_are_answered() {
+    let options = Options::default().env("HEADWATER_AUTH__PLAY_TOKEN", "s3cret");
+    let mut live = Live::start(&options);
+    let session = live.join_at(&format!("{STREAM}?token=s3cret"));
+    let port = live.port();
+    let ask = |method: &str, path: &str| {
+        let answer = request(port, method, path, &[JSON], "");
+        answer.expect("an answer")
+    };
+    let (bare, token) = session.url.split_once('?').expect("a query");
+    assert_eq!(token, "token=s3cret");
+    assert_eq!(ask("GET", bare).status, 401);
+    assert_eq!(ask("GET", &session.url).status, 204);
+    for (name, method, status) in [("layer", "GET", 200), ("events", "POST", 201)] {
+        let url = format!("{bare}/{name}?{token}");
+        let link = format!("<{url}>");
+        let mut links = session.links.iter();
+        assert!(links.any(|known| known.starts_with(&link)), "{link}");
+        let answer = ask(method, &url);
+        assert_eq!(answer.status, status, "{answer:?}");
+        if let Some(events) = answer.header("Location") {
+            assert!(events.ends_with(&format!("&{token}")), "{events}");
+        }
+    }
+    assert_eq!(ask("DELETE", &session.url).status, 200);
 }
 
 #[test]

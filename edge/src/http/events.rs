@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Problem;
-use super::{EdgeState, cors, layer, whep};
+use super::{EdgeState, auth, cors, layer, whep};
 use crate::drain::Leaving;
 use crate::replica::State;
 use crate::sessions::Session;
@@ -65,7 +65,10 @@ pub(super) async fn post(
             NAMES.join(", ")
         )));
     }
-    let location = format!("{}?events={}", request.path(), wanted.join(","));
+    let mut location = format!("{}?events={}", request.path(), wanted.join(","));
+    if let Some(token) = auth::carried(state.config.play_token.as_ref(), &request) {
+        location = format!("{location}&{token}");
+    }
     Ok(HttpResponse::Created()
         .insert_header((header::LOCATION, location))
         .insert_header((header::CACHE_CONTROL, "no-store"))
@@ -102,6 +105,7 @@ pub(super) async fn get(
             .then(|| state.registry.watch(&session.stream))
             .flatten(),
         leaving: state.drain.watch(),
+        carried: auth::carried(state.config.play_token.as_ref(), &request).map(str::to_owned),
         ask_at: None,
         asked: false,
         active: None,
@@ -151,6 +155,8 @@ struct Listener {
     /// What the stream is; `None` when that isn't known any more.
     stream: Option<watch::Receiver<State>>,
     leaving: watch::Receiver<Leaving>,
+    /// What the player's URLs carry for it to be let in.
+    carried: Option<String>,
     /// When the viewer is asked to go elsewhere.
     ask_at: Option<Instant>,
     asked: bool,
@@ -249,11 +255,16 @@ impl Listener {
     /// Where the viewer should join: another edge, or, where that has no address of its own, wherever this address leads by then.
     fn elsewhere(&self) -> String {
         let name = &self.session.stream;
-        let placement = &self.state.placement;
+        let state = &self.state;
+        let (placement, now) = (&state.placement, state.node.clock.now());
         let url = placement
-            .other(name)
+            .other(name, |edge| state.heard.silent(edge, now))
             .and_then(|edge| placement.url_at(&edge, name));
-        url.unwrap_or_else(|| format!("/whep/{name}"))
+        let url = url.unwrap_or_else(|| format!("/whep/{name}"));
+        match &self.carried {
+            Some(token) => format!("{url}?{token}"),
+            None => url,
+        }
     }
 }
 

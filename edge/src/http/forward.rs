@@ -35,6 +35,8 @@ const QUICK: Duration = Duration::from_millis(1500);
 const WORKING: Duration = Duration::from_millis(2500);
 /// An edge that did not answer isn't asked again for so long: who asks next hears it at once.
 const SILENT_FOR: Duration = Duration::from_secs(2);
+/// Of one that did, that is believed for so long by those who only want to know whether it is there.
+const ANSWERED_FOR: Duration = Duration::from_secs(1);
 /// An answer with a known end is no longer (bytes).
 const BODY_BYTES_MAX: u64 = 256 * 1024;
 
@@ -47,20 +49,26 @@ const REQUEST_HEADERS: [HeaderName; 5] = [
     HeaderName::from_static(trace::HEADER),
 ];
 
-/// Edges that did not answer, until when they aren't asked. As many at most as the directory knew.
+/// Whether other edges answered a moment ago, and until when that holds. As many at most as the directory knew.
 #[derive(Debug, Default)]
-pub(super) struct Silent(Mutex<HashMap<NodeId, Instant>>);
+pub(super) struct Heard(Mutex<HashMap<NodeId, (bool, Instant)>>);
 
-impl Silent {
-    fn has(&self, edge: &NodeId, now: Instant) -> bool {
-        let mut until = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        until.retain(|_, until| now < *until);
-        until.contains_key(edge)
+impl Heard {
+    fn of(&self, edge: &NodeId, now: Instant) -> Option<bool> {
+        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.retain(|_, (_, until)| now < *until);
+        heard.get(edge).map(|(answered, _)| *answered)
     }
 
-    fn add(&self, edge: NodeId, now: Instant) {
-        let mut until = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        until.insert(edge, now + SILENT_FOR);
+    /// It did not answer.
+    pub(super) fn silent(&self, edge: &NodeId, now: Instant) -> bool {
+        self.of(edge, now) == Some(false)
+    }
+
+    fn note(&self, edge: &NodeId, answered: bool, now: Instant) {
+        let lasts = if answered { ANSWERED_FOR } else { SILENT_FOR };
+        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.insert(edge.clone(), (answered, now + lasts));
     }
 }
 
@@ -117,6 +125,21 @@ async fn pass_on(
     send(request, body, state, &there, within).await
 }
 
+/// Whether the other edge is there for the player of this request: the directory knows a dead one for as long as its lease.
+pub(super) async fn answers(request: &HttpRequest, state: &EdgeState, there: &NodeRecord) -> bool {
+    // One without gRPC can't be asked.
+    if there.grpc_url.is_empty() {
+        return true;
+    }
+    let heard = state.heard.of(&there.id, state.node.clock.now());
+    if let Some(answered) = heard {
+        return answered;
+    }
+    let question = (Method::HEAD, String::new());
+    let answer = exchange(request, question, state, there, QUICK).await;
+    answer.is_ok()
+}
+
 /// Has the other edge answer the request.
 pub(super) async fn send(
     request: &HttpRequest,
@@ -125,7 +148,8 @@ pub(super) async fn send(
     there: &NodeRecord,
     within: Duration,
 ) -> Result<HttpResponse, Problem> {
-    let result = exchange(request, body, state, there, within).await;
+    let question = (request.method().clone(), body);
+    let result = exchange(request, question, state, there, within).await;
     let label = match result.as_ref().map_err(Status::code) {
         Ok(_) => "ok",
         Err(Code::ResourceExhausted | Code::InvalidArgument) => "refused",
@@ -144,7 +168,7 @@ pub(super) async fn send(
 
 async fn exchange(
     request: &HttpRequest,
-    body: String,
+    (method, body): (Method, String),
     state: &EdgeState,
     there: &NodeRecord,
     within: Duration,
@@ -153,14 +177,14 @@ async fn exchange(
         return Err(Status::unavailable("it has no gRPC port (edge.grpc)"));
     }
     let clock = &state.node.clock;
-    if state.silent.has(&there.id, clock.now()) {
+    if state.heard.silent(&there.id, clock.now()) {
         return Err(Status::unavailable("it did not answer a moment ago"));
     }
     let target = request.uri().path_and_query();
     let message = Request {
         node: state.node.id.to_string(),
         viewer: peer(request).map_or_else(String::new, |viewer| viewer.to_string()),
-        method: request.method().to_string(),
+        method: method.to_string(),
         target: target.map_or_else(String::new, ToString::to_string),
         headers: headers(request),
         body: body.into(),
@@ -183,9 +207,10 @@ async fn exchange(
         };
         if silent {
             connection.discard();
-            state.silent.add(there.id.clone(), clock.now());
+            state.heard.note(&there.id, false, clock.now());
         }
     })?;
+    state.heard.note(&there.id, true, clock.now());
     answer(answered, connection)
 }
 

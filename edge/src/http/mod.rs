@@ -81,7 +81,7 @@ pub struct EdgeState {
     limiter: Mutex<limits::Limiter>,
     intake: qoe::Intake,
     live: api::Live,
-    silent: forward::Silent,
+    heard: forward::Heard,
 }
 
 impl EdgeState {
@@ -111,7 +111,7 @@ impl EdgeState {
             limiter,
             intake,
             live: api::Live::default(),
-            silent: forward::Silent::default(),
+            heard: forward::Heard::default(),
         }
     }
 
@@ -167,12 +167,12 @@ pub fn serve(state: Arc<EdgeState>) -> std::io::Result<Http> {
         step_back();
         App::new()
             .app_data(data.clone())
-            // Outermost, so that it sees every answer, errors of extractors included.
+            .wrap(Compress::default())
+            // The last is outermost, so it sees every answer, errors of extractors included.
             .wrap_fn(|request, service| {
                 let answer = service.call(request);
                 observe(answer)
             })
-            .wrap(Compress::default())
             .configure(routes)
     })
     .on_connect(move |connection, extensions| {

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use actix_web::http::header::{self, HeaderName};
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpMessage as _, HttpRequest, HttpResponse};
-use headwater_media::id::StreamName;
+use headwater_media::id::{NodeId, StreamName};
+use headwater_media::placement::Candidate;
 use headwater_media::sdp::{Fragment, IceCredentials, Local, OFFER_BYTES_MAX, Offer};
 use headwater_node::directory::NodeRecord;
 use headwater_node::trace::{self, Sampling, Span};
@@ -43,6 +44,8 @@ const SHARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long another edge may take to let a viewer in that this one can't take, or could: it may have to get the stream first.
 const FORWARD: Duration = Duration::from_millis(4500);
 const FORWARD_SPARED: Duration = Duration::from_secs(2);
+/// Edges that are asked whether they are there, for one player (count).
+const EDGES_ASKED: usize = 2;
 /// Other user fragments that are tried when one is taken (count). With 60 random bits even one retry will hardly be seen.
 const UFRAG_TRIES: usize = 3;
 
@@ -106,7 +109,7 @@ async fn join(
     span.set("stream", &name);
     auth::check(state.config.play_token.as_ref(), request)?;
     // Before anything is done for who can't be taken: a storm of joins must not cost those who watch.
-    let place = place(request, state, &name)?;
+    let place = place(request, state, &name).await?;
     if let Place::Redirect(there) = place {
         return Ok(Joined::Redirected(there));
     }
@@ -125,10 +128,13 @@ async fn join(
             FORWARD
         };
         match forward::send(request, text.clone(), state, &there, within).await {
-            Ok(answer) if !answer.status().is_server_error() => {
+            // What another edge can't do may well be done here, where there is room, if not much.
+            Ok(answer)
+                if answer.status().is_success()
+                    || (refused.is_err() && !answer.status().is_server_error()) =>
+            {
                 return Ok(Joined::Forwarded(answer));
             }
-            // There was room here, if not much.
             Ok(_) | Err(_) => refused?,
         }
     }
@@ -222,7 +228,8 @@ async fn join(
         "viewer joined"
     );
     let answer = negotiation.answer(&local);
-    let answer = created(state, &name, &id, &etag, &answer);
+    let carried = auth::carried(state.config.play_token.as_ref(), request);
+    let answer = created(state, &name, &id, carried, &etag, &answer);
     Ok(Joined::Here(answer))
 }
 
@@ -241,12 +248,16 @@ enum Place {
 
 /// Finds a place for a player that can't be served here, or better elsewhere. If it can get there, it is told so: 307, so that it repeats its
 /// POST (conformance with RFC 9725 section 4.5). One that was sent or handed here stays, or nobody would have it.
-fn place(request: &HttpRequest, state: &EdgeState, name: &StreamName) -> Result<Place, Problem> {
-    let now = state.node.clock.now();
+async fn place(
+    request: &HttpRequest,
+    state: &EdgeState,
+    name: &StreamName,
+) -> Result<Place, Problem> {
     let refused = if state.draining() {
         Err(Problem::draining())
     } else {
-        state.shards.pick(now).map(drop).map_err(Problem::from)
+        let picked = state.shards.pick(state.node.clock.now());
+        picked.map(drop).map_err(Problem::from)
     };
     let query = request.query_string();
     let was_sent = query.split('&').any(|pair| pair.starts_with(SENT_BY));
@@ -254,21 +265,33 @@ fn place(request: &HttpRequest, state: &EdgeState, name: &StreamName) -> Result<
         return refused.map(|()| Place::Here);
     }
     let placement = &state.placement;
-    let there = match &refused {
-        Err(_) => placement.other(name),
-        Ok(()) => {
-            let has_stream = state.registry.watch(name).is_some();
-            placement.better(name, state.shards.load(now), has_stream)
+    let choose = || {
+        let now = state.node.clock.now();
+        let silent = |edge: &NodeId| state.heard.silent(edge, now);
+        if refused.is_err() {
+            return placement.other(name, silent);
         }
-    };
-    let Some(there) = there else {
-        return refused.map(|()| Place::Here);
+        let here = Candidate {
+            load: state.shards.load(now),
+            has_stream: state.registry.watch(name).is_some(),
+        };
+        placement.better(name, &here, silent)
     };
     // Browsers and most others don't repeat a token at another host.
     let movable = !request.headers().contains_key(header::AUTHORIZATION);
-    let url = placement.url_at(&there, name).filter(|_| movable);
-    let Some(url) = url else {
-        return Ok(Place::Forward { there, refused });
+    let mut tries = 0;
+    let (there, url) = loop {
+        let Some(there) = choose().filter(|_| tries < EDGES_ASKED) else {
+            return refused.map(|()| Place::Here);
+        };
+        let Some(url) = placement.url_at(&there, name).filter(|_| movable) else {
+            return Ok(Place::Forward { there, refused });
+        };
+        // Whoever is told to go doesn't come back here.
+        if forward::answers(request, state, &there).await {
+            break (there, url);
+        }
+        tries += 1;
     };
     let separator = if query.is_empty() { "" } else { "&" };
     let location = format!("{url}?{query}{separator}{SENT_BY}{}", state.node.id);
@@ -422,16 +445,18 @@ fn created(
     state: &EdgeState,
     name: &StreamName,
     id: &SessionId,
+    carried: Option<&str>,
     etag: &str,
     answer: &str,
 ) -> HttpResponse {
     let base = state.config.public_url.as_deref().unwrap_or_default();
     let base = base.trim_end_matches('/');
-    let location = format!("{base}/whep/{name}/{}", id.as_str());
+    let session = format!("{base}/whep/{name}/{}", id.as_str());
+    let query = carried.map_or_else(String::new, |token| format!("?{token}"));
     let mut response = HttpResponse::Created();
     response
         .content_type(SDP)
-        .insert_header((header::LOCATION, location.as_str()))
+        .insert_header((header::LOCATION, format!("{session}{query}")))
         .insert_header((header::ETAG, etag))
         .insert_header((ACCEPT_PATCH, FRAGMENT))
         .insert_header((header::CACHE_CONTROL, "no-store"));
@@ -450,12 +475,12 @@ fn created(
     }
     response.append_header((
         header::LINK,
-        format!("<{location}/layer>; rel=\"{LAYER_EXTENSION}\""),
+        format!("<{session}/layer{query}>; rel=\"{LAYER_EXTENSION}\""),
     ));
     response.append_header((
         header::LINK,
         format!(
-            "<{location}/events>; rel=\"{}\"; events=\"{}\"",
+            "<{session}/events{query}>; rel=\"{}\"; events=\"{}\"",
             events::EXTENSION,
             events::NAMES.join(",")
         ),

@@ -301,7 +301,10 @@ impl Shell {
                 reply,
             } => {
                 drop(waiting);
-                let _ = reply.send(self.core.handle_restart(now, viewer, credentials));
+                // Whoever was told that the running one goes on must find it so.
+                if !reply.is_closed() {
+                    let _ = reply.send(self.core.handle_restart(now, viewer, credentials));
+                }
             }
             Control::Leave { viewer, reason } => {
                 self.core.handle_leave(wall, viewer, reason, outbox);

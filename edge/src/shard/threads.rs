@@ -2,11 +2,13 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use actix_rt::Arbiter;
+use futures_util::FutureExt;
 use headwater_media::ice;
 use headwater_media::rtp::ring::Limits;
 use headwater_media::sdp::Candidate;
@@ -23,7 +25,7 @@ use crate::shard::core::{Core, Options};
 use crate::shard::load::{Board, Capacity, Meter};
 use crate::shard::run::{Control, Shell};
 use crate::shard::socket::{self, Socket};
-use crate::shard::{Ended, ShardHandle, Shards, tag};
+use crate::shard::{Ended, Failed, ShardHandle, Shards, tag};
 use crate::transport::dtls::{self, Identity};
 use crate::transport::tcp::{Listener, Serving};
 
@@ -74,7 +76,7 @@ pub enum StartError {
 
 impl Threads {
     /// Binds the media ports and starts a thread for each; TCP connections are accepted on `io`. `ended` is told of every viewer that
-    /// ended, on its shard's thread.
+    /// ended, on its shard's thread, and `failed` of a shard that panicked.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -83,6 +85,7 @@ impl Threads {
         clock: &Clock,
         io: &Handle,
         ended: Ended,
+        failed: Failed,
     ) -> Result<Self, StartError> {
         let identity = Identity::generate()
             .map_err(|error: dtls::Error| StartError::Identity(error.to_string()))?;
@@ -119,14 +122,14 @@ impl Threads {
         let mut addresses = Vec::with_capacity(count);
         for number in 0..count {
             let address = media_address(config.media, number, count)?;
-            let failed = listen::Error::of("media", address);
+            let unbound = listen::Error::of("media", address);
             let socket = socket::bind(
                 address,
                 config.send_buffer_bytes,
                 config.receive_buffer_bytes,
             )
-            .map_err(&failed)?;
-            let address = socket.local_addr().map_err(&failed)?;
+            .map_err(&unbound)?;
+            let address = socket.local_addr().map_err(&unbound)?;
             let at = |port| ips.iter().map(move |ip| SocketAddr::new(*ip, port));
             let candidates: Arc<[Candidate]> = at(address.port())
                 .map(Candidate::udp)
@@ -143,11 +146,12 @@ impl Threads {
                 Arc::clone(&identity),
                 clock.clone(),
                 Arc::clone(&ended),
+                Arc::clone(&failed),
             );
             started
                 .await
                 .map_err(|_| StartError::Thread)?
-                .map_err(failed)?;
+                .map_err(unbound)?;
             shards.push(handle);
             arbiters.push(arbiter);
             addresses.push(address);
@@ -218,6 +222,7 @@ fn spawn(
     identity: Arc<Identity>,
     clock: Clock,
     ended: Ended,
+    failed: Failed,
 ) -> (ShardHandle, Arbiter, oneshot::Receiver<io::Result<()>>) {
     let (control, control_receiver) = mpsc::unbounded_channel();
     let (claimed, claimed_receiver) = mpsc::channel(CLAIMED_QUEUE);
@@ -261,7 +266,12 @@ fn spawn(
             clock,
             ended,
         };
-        actix_rt::spawn(shell.run());
+        actix_rt::spawn(async move {
+            // The hook has logged where it was.
+            if AssertUnwindSafe(shell.run()).catch_unwind().await.is_err() {
+                failed(seat.number);
+            }
+        });
         let _ = started.send(Ok(()));
     });
     (handle, arbiter, wait)

@@ -18,7 +18,12 @@ pub struct Answer {
 impl Answer {
     /// The value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().skip(1).find_map(|line| {
+        self.headers(name).next()
+    }
+
+    /// The values of a header that may come several times.
+    pub fn headers(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.head.lines().skip(1).filter_map(move |line| {
             let (key, value) = line.split_once(':')?;
             key.eq_ignore_ascii_case(name).then(|| value.trim())
         })
