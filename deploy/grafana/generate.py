@@ -92,7 +92,7 @@ DASHBOARDS = {
         ("Picture", [
             ("timeseries", "Packets asked for again", "percentunit", "NACKs to packets sent: loss on viewers' links, repetitions included.", [(f"{rate('headwater_edge_packets_nacked_total')} / {rate('headwater_edge_packets_sent_total')}", "asked for"), (f"{rate('headwater_edge_packets_resent_total')} / {rate('headwater_edge_packets_sent_total')}", "sent again")]),
             ("timeseries", "NACKs that stay unanswered", "reqps", "Packets per second, by reason.", [(rate("headwater_edge_nacks_unanswered_total", by="reason"), "{{reason}}")]),
-            ("timeseries", "Skips to a keyframe", "reqps", "Viewers, replicas and shards that lost pictures and go on at a keyframe.", [(rate("headwater_edge_skips_to_keyframe_total", by="place"), "{{place}}")]),
+            ("timeseries", "Skips", "reqps", "Viewers, replicas and shards that lost pictures and go on at a keyframe, and sound that came too late to be sent.", [(rate("headwater_edge_skips_to_keyframe_total", by="place"), "{{place}}"), (rate("headwater_edge_late_sound_total"), "late sound")]),
             ("timeseries", "Keyframes asked for", "reqps", "Requests of players that can't decode, by how they were answered.", [(rate("headwater_edge_keyframes_resent_total", by="answer"), "{{answer}}")]),
             ("timeseries", "Rendition switches", "opm", "Per viewer and minute.", [(f"60 * {rate('headwater_edge_rendition_switches_total')} / sum(headwater_edge_viewers{{{I}}})", "switches")]),
             ("timeseries", "Time in renditions", "percentunit", "Share of viewers' time, by what they are sent; none: sound alone.", [(f"{rate('headwater_edge_viewed_seconds_total', by='rendition')} / scalar({rate('headwater_edge_viewed_seconds_total')})", "{{rendition}}")]),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use headwater_media::id::Epoch;
-use headwater_media::time::MediaTime;
+use headwater_media::time::{MediaTime, WallTime};
 use headwater_media::unit::AccessUnit;
 
 /// A larger step of the timeline at a change of the publisher is not taken over: another origin began another timeline.
@@ -15,16 +15,22 @@ const STEP_MAX: Duration = Duration::from_secs(10);
 pub(crate) struct Continuation {
     epoch: Option<Epoch>,
     shift: MediaTime,
-    /// The latest time that left, and when.
-    latest: Option<(MediaTime, Instant)>,
+    /// The latest time that left, when it came, and when its publisher had sent it.
+    latest: Option<(MediaTime, Instant, WallTime)>,
 }
 
 impl Continuation {
     /// What to add to a unit's times.
     pub(crate) fn shift(&mut self, now: Instant, unit: &AccessUnit) -> MediaTime {
         if self.epoch != Some(unit.epoch) {
-            if let Some((latest, at)) = self.latest {
-                let elapsed = now.saturating_duration_since(at);
+            if let Some((latest, at, ingest_time)) = self.latest {
+                // What is kept for those who come late comes all at once, and is as old as its publisher's sending.
+                let known = ingest_time.min(unit.ingest_time) != WallTime::default();
+                let elapsed = if known {
+                    unit.ingest_time.since(ingest_time)
+                } else {
+                    now.saturating_duration_since(at)
+                };
                 let micros = i64::try_from(elapsed.as_micros()).unwrap_or(i64::MAX);
                 let expected = latest + MediaTime::from_samples(micros, 1_000_000);
                 let given = unit.dts + self.shift;
@@ -36,8 +42,8 @@ impl Continuation {
             self.epoch = Some(unit.epoch);
         }
         let time = unit.dts + self.shift;
-        if self.latest.is_none_or(|(latest, _)| latest < time) {
-            self.latest = Some((time, now));
+        if self.latest.is_none_or(|(latest, ..)| latest < time) {
+            self.latest = Some((time, now, unit.ingest_time));
         }
         self.shift
     }
@@ -79,5 +85,24 @@ mod tests {
         assert_eq!(at(9000, 4, 9_000_000), 14_100);
         // The other tracks of that incarnation move with it.
         assert_eq!(at(9000, 4, 9_000_020), 14_120);
+    }
+
+    #[test]
+    fn what_was_kept_before_it_came_is_as_old_as_it_is() {
+        #[expect(clippy::disallowed_methods, reason = "virtual time starts somewhere")]
+        let now = Instant::now();
+        let mut timeline = Continuation::default();
+        let mut at = |came, ingest: u64, epoch, millis| {
+            let mut unit = unit(epoch, millis);
+            unit.ingest_time = WallTime::from_unix_micros(1_000_000 + ingest * 1000);
+            let shift = timeline.shift(now + Duration::from_millis(came), &unit);
+            (unit.dts + shift).as_millis()
+        };
+        assert_eq!(at(0, 0, 1, 5000), 5000);
+        // Four seconds of another origin's come together, five seconds later.
+        assert_eq!(at(5000, 1000, 2, 10), 6000);
+        assert_eq!(at(5010, 5000, 2, 4010), 10_000);
+        // Clocks that are not quite the same don't turn time back.
+        assert_eq!(at(5020, 4990, 3, 10), 10_000);
     }
 }

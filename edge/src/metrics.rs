@@ -75,6 +75,8 @@ pub(crate) const NACKS_UNANSWERED: &str = "headwater_edge_nacks_unanswered_total
 /// See [`describe`].
 pub(crate) const KEYFRAMES_RESENT: &str = "headwater_edge_keyframes_resent_total";
 /// See [`describe`].
+pub(crate) const LATE_SOUND: &str = "headwater_edge_late_sound_total";
+/// See [`describe`].
 pub(crate) const SKIPPED: &str = "headwater_edge_skips_to_keyframe_total";
 /// See [`describe`].
 pub(crate) const MAILBOX_FULL: &str = "headwater_edge_mailboxes_full_total";
@@ -243,6 +245,10 @@ pub(crate) fn describe() {
         SKIPPED,
         "times media was skipped to the next keyframe, by place"
     );
+    describe_counter!(
+        LATE_SOUND,
+        "packets of sound that came too late from upstream to be sent"
+    );
     describe_counter!(SWITCHES, "times a viewer was switched to another rendition");
     describe_counter!(
         PROBES,
@@ -308,6 +314,7 @@ pub(crate) fn describe() {
         RESENT_SPARE,
         NACKED,
         BATCHES_DROPPED,
+        LATE_SOUND,
         SWITCHES,
         PROBES,
     ]);

@@ -12,7 +12,7 @@ use headwater_media::replication::{Position, Store, Want};
 use headwater_media::stream::{self, Attachment};
 use headwater_media::track::StreamInfo;
 use headwater_media::unit::AccessUnit;
-use headwater_node::replication::{Branch, EndReason, Item};
+use headwater_node::replication::{Branch, EndReason, Item, Outlet};
 use tokio::sync::{mpsc, watch};
 
 /// Messages that may wait for one child's session (count). The session always drains it; this covers its scheduling.
@@ -37,10 +37,8 @@ struct Inner {
 #[derive(Debug)]
 struct Child {
     id: u64,
-    items: mpsc::Sender<Item>,
+    outlet: Outlet,
     want: Want,
-    /// Its queue was full when the stream's description changed: units are of no use to it before it has that.
-    info_due: bool,
 }
 
 /// What a child begins with.
@@ -118,9 +116,8 @@ impl Relay {
         let id = inner.next;
         inner.children.push(Child {
             id,
-            items,
+            outlet: Outlet::new(items),
             want,
-            info_due: false,
         });
         self.update_wants(&inner);
         Some(Start {
@@ -144,8 +141,7 @@ impl Relay {
         let mut inner = self.inner();
         let units = inner.store.backlog(tracks);
         if let Some(child) = inner.child(id) {
-            // On a full queue the tracks begin at their next keyframe instead.
-            let _ = child.items.try_send(Item::Backlog(units));
+            child.outlet.give(units);
         }
     }
 
@@ -178,33 +174,9 @@ impl Inner {
 
     fn tell(&mut self, item: &Item) {
         let info = self.store.info();
-        self.children.retain_mut(|child| child.tell(item, info));
-    }
-}
-
-impl Child {
-    /// False: it has left.
-    fn tell(&mut self, item: &Item, info: Option<&Arc<StreamInfo>>) -> bool {
-        use mpsc::error::TrySendError::{Closed, Full};
-        if let (true, Item::Unit(_) | Item::Backlog(_), Some(info)) = (self.info_due, item, info) {
-            match self.items.try_send(Item::Info(Arc::clone(info))) {
-                Ok(()) => self.info_due = false,
-                Err(Full(_)) => return true,
-                Err(Closed(_)) => return false,
-            }
-        }
-        match self.items.try_send(item.clone()) {
-            Ok(()) => {
-                self.info_due &= !matches!(item, Item::Info(_));
-                true
-            }
-            // Units that are missing its session counts by the sequence numbers.
-            Err(Full(_)) => {
-                self.info_due |= matches!(item, Item::Info(_));
-                true
-            }
-            Err(Closed(_)) => false,
-        }
+        let info = || info.cloned();
+        self.children
+            .retain_mut(|child| child.outlet.tell(item, info));
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::continuation::Continuation;
 use crate::latency::{Arrival, Timing};
-use crate::metrics::{MAILBOX_FULL, SKIPPED};
+use crate::metrics::{LATE_SOUND, MAILBOX_FULL, SKIPPED};
 use crate::registry::{Options, Registry, Release};
 use crate::relay::Relay;
 use crate::shard::Media;
@@ -34,6 +34,7 @@ use crate::subscriber;
 
 mod messages;
 mod packets;
+mod punctual;
 
 pub use messages::{Feed, UpstreamState};
 pub(crate) use messages::{Request, State};
@@ -217,10 +218,15 @@ impl ReplicaActor {
                 entry.insert(packets)
             }
         };
+        let video = track.configuration.kind() == MediaKind::Video;
+        if video && unit.configuration_id != track.configuration_id {
+            // What was missed while the publisher changed it can't be decoded with what holds now.
+            packets.waiting = true;
+            return;
+        }
         if !packets.takes(unit) {
             return;
         }
-        let video = track.configuration.kind() == MediaKind::Video;
         let clock = &self.node.clock;
         let now = clock.now();
         let arrival =
@@ -238,6 +244,10 @@ impl ReplicaActor {
             };
             &shifted
         };
+        if !video && !packets.punctual.takes(now, unit) {
+            counter!(LATE_SOUND).increment(1);
+            return;
+        }
         let batch = packets.packetize(now, unit, &track.configuration);
         let Some(batch) = batch else {
             return;

@@ -27,9 +27,11 @@ use crate::clock::Clock;
 use crate::trace::{self, Span};
 
 mod feeding;
+mod outlet;
 mod session;
 
 pub use feeding::{Branch, Feeding, Judged, Place, Refused};
+pub use outlet::Outlet;
 use session::{Counted, Session};
 
 /// A call whose first message takes longer is ended.

@@ -20,7 +20,7 @@ use headwater_media::track::Configuration;
 use headwater_media::unit::{AccessUnit, IngestUnit, MediaKind, SourceTrack};
 use headwater_node::actor::Sender;
 use headwater_node::clock::Clock;
-use headwater_node::replication::{EndReason, Item};
+use headwater_node::replication::{EndReason, Item, Outlet};
 use metrics::counter;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -156,7 +156,7 @@ pub(crate) struct Stop {
 #[derive(Debug)]
 struct Subscriber {
     id: u64,
-    items: mpsc::Sender<Item>,
+    outlet: Outlet,
     adaptive: bool,
 }
 
@@ -227,13 +227,9 @@ impl StreamActor {
     }
 
     fn tell(&mut self, item: &Item) {
+        let mut info = || Some(Arc::new(self.core.info(self.clock.now())));
         self.subscribers
-            .retain(|subscriber| match subscriber.items.try_send(item.clone()) {
-                Ok(()) => true,
-                // Its session counts what is missing by the sequence numbers.
-                Err(mpsc::error::TrySendError::Full(_)) => true,
-                Err(mpsc::error::TrySendError::Closed(_)) => false,
-            });
+            .retain_mut(|subscriber| subscriber.outlet.tell(item, &mut info));
     }
 
     fn emit(&mut self, unit: Arc<AccessUnit>) {
@@ -244,7 +240,7 @@ impl StreamActor {
     /// The ladder hears what it is to work on, and whether anybody wants it.
     fn tell_ladder(&mut self, ctx: &Context<Self>) {
         let mut subscribers = self.subscribers.iter();
-        let demanded = subscribers.any(|entry| entry.adaptive && !entry.items.is_closed());
+        let demanded = subscribers.any(|entry| entry.adaptive && !entry.outlet.is_closed());
         let now = self.clock.now();
         let info = self.core.info(now);
         let since = self.publisher.as_ref().map(|publisher| publisher.since);
@@ -492,7 +488,7 @@ impl Handler<Attach> for StreamActor {
         let subscriber = self.next_subscriber;
         self.subscribers.push(Subscriber {
             id: subscriber,
-            items,
+            outlet: Outlet::new(items),
             adaptive: message.adaptive,
         });
         if message.adaptive {
@@ -509,8 +505,7 @@ impl Handler<Backlog> for StreamActor {
         let units = self.core.backlog(&message.tracks);
         let mut subscribers = self.subscribers.iter();
         if let Some(subscriber) = subscribers.find(|entry| entry.id == message.subscriber) {
-            // On a full queue the tracks begin at their next keyframe instead.
-            let _ = subscriber.items.try_send(Item::Backlog(units));
+            subscriber.outlet.give(units);
         }
     }
 }
@@ -533,7 +528,7 @@ impl Handler<Describe> for StreamActor {
     fn handle(&mut self, _: Describe, _: &mut Self::Context) -> Self::Result {
         let now = self.clock.now();
         self.subscribers
-            .retain(|subscriber| !subscriber.items.is_closed());
+            .retain(|subscriber| !subscriber.outlet.is_closed());
         let info = self.core.info(now);
         let observed = self.core.observe(now);
         MessageResult(describe::stream(&describe::Facts {

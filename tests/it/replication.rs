@@ -549,10 +549,15 @@ fn a_publisher_returns_within_the_hold_time_and_the_stream_ends_after_it() {
 
         drop(publisher);
         subscription.state(UpstreamState::Ended).await;
-        assert!(
-            cluster.edge.directory.streams().is_empty(),
-            "the name is free"
-        );
+        let directory = &cluster.edge.directory;
+        let mut changes = directory.changes();
+        let free = async {
+            while !directory.streams().is_empty() {
+                changes.changed().await.expect("a directory");
+            }
+        };
+        let free = tokio::time::timeout(PATIENCE, free);
+        free.await.expect("the name is free");
         let mut publisher = cluster.publish().await;
         publisher.send(5, 1000).await;
         subscription.state(UpstreamState::Connected).await;

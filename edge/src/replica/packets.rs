@@ -11,6 +11,7 @@ use headwater_media::rtp::ring::{Limits, PacketRing};
 use headwater_media::track::Configuration;
 use headwater_media::unit::AccessUnit;
 
+use super::punctual::Punctual;
 use crate::latency::LiveEdge;
 use crate::transport::srtp::RTP_TAG_BYTES_MAX;
 
@@ -28,6 +29,8 @@ pub(super) struct Packets {
     /// Units were lost: nothing is sent before a keyframe.
     pub(super) waiting: bool,
     pub(super) live: LiveEdge,
+    /// Of sound.
+    pub(super) punctual: Punctual,
     /// The last unit that was taken.
     newest: Option<(Epoch, u64)>,
 }
@@ -50,6 +53,7 @@ impl Packets {
             ring: PacketRing::new(ring),
             waiting: true,
             live: LiveEdge::default(),
+            punctual: Punctual::default(),
             newest: None,
         })
     }
@@ -99,6 +103,7 @@ impl Packets {
     pub(super) fn begin_anew(&mut self, ring: Limits) {
         self.ring = PacketRing::new(ring);
         self.waiting = true;
+        self.punctual = Punctual::default();
         self.newest = None;
     }
 

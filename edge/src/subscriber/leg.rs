@@ -99,8 +99,9 @@ impl Leg {
         let mut spare = Backoff::new(RETRY_MAX, SPARE_RETRY_MAX);
         let mut connected = self.trunk.connected.subscribe();
         loop {
-            // Without anybody to be second to there is nothing to do for a second leg.
-            if self.index > 0 && connected.wait_for(|count| *count > 0).await.is_err() {
+            // Without anybody to be second to there is nothing to do for a second leg, unless it knows of nodes that the others don't.
+            let idle = self.index > 0 && self.known.is_empty();
+            if idle && connected.wait_for(|count| *count > 0).await.is_err() {
                 return;
             }
             let mut changes = self.trunk.node.directory.changes();
@@ -177,7 +178,12 @@ impl Leg {
             return Outcome::Failed;
         }
         let roots = upstreams.iter().map(|root| root.grpc_url.clone()).collect();
-        let known = std::mem::take(&mut self.known);
+        let mut known = std::mem::take(&mut self.known);
+        let directory = &self.trunk.node.directory;
+        if directory.fixed_origins().is_empty() {
+            // Of a node that has left, nobody may answer for a while, and the roots wait for their turn.
+            known.retain(|known| directory.node(&known.node).is_some());
+        }
         let mut search = Search::new(roots, known, self.avoid());
         let mut worst = Outcome::NotFound;
         while let Some(candidate) = search.poll_candidate() {

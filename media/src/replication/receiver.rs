@@ -63,6 +63,8 @@ pub struct Receiver {
     epoch: Option<Epoch>,
     /// The tracks the stream has; units of others are of no use.
     listed: Vec<TrackId>,
+    /// Those that are asked for.
+    wanted: Vec<TrackId>,
     tracks: Vec<TrackState>,
     clock: OffsetFilter,
     call: Option<Call>,
@@ -118,6 +120,7 @@ impl Receiver {
                 awaiting_keyframe: false,
             })
             .collect();
+        self.wanted = self.tracks.iter().map(|track| track.id).collect();
     }
 
     /// Forgets all positions: the next upstream has nothing to do with what was before.
@@ -193,7 +196,10 @@ impl Receiver {
 
     /// Only these tracks are wanted from now on: others are forgotten, and start anew if they are wanted again.
     pub fn handle_want(&mut self, want: &[TrackId]) {
-        self.tracks.retain(|track| want.contains(&track.id));
+        // What was under way when a track was given up has come since, and is no part of its new beginning.
+        let stays = |id| want.contains(&id) && self.wanted.contains(&id);
+        self.tracks.retain(|track| stays(track.id));
+        self.wanted = want.to_vec();
     }
 
     /// The consumer refused the unit that was last delivered of this track: it goes on at the next keyframe.

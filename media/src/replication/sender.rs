@@ -205,7 +205,9 @@ impl Sender {
         self.waiting_bytes = self.waiting_bytes.saturating_sub(dropped_bytes);
         for track in &mut self.tracks {
             if !self.want.contains(&track.id) || fresh.contains(&track.id) {
-                track.queue_next = track.send_next;
+                // The subscriber forgets it as well, and begins with the GOP again that it may have had a part of.
+                track.queue_next = None;
+                track.send_next = None;
                 track.awaiting_keyframe = true;
             }
         }

@@ -415,10 +415,38 @@ fn a_track_that_is_wanted_again_starts_at_a_keyframe() {
     assert_eq!(drain(&mut sender), []);
     sender.handle_backlog(now, vec![unit(VIDEO, 1, 25, 10), unit(VIDEO, 1, 26, 10)]);
     sender.handle_unit(now, unit(VIDEO, 1, 27, 10));
-    assert_eq!(drain(&mut sender), [(100, 24), (0, 25), (0, 26), (0, 27)]);
-    assert!(sender.handle_ack(now, 6).is_err(), "five were sent");
-    assert!(sender.handle_ack(now, 5).is_ok());
+    assert_eq!(drain(&mut sender), [(0, 25), (0, 26), (0, 27)]);
+    // So soon that the GOP is still the same, of which the subscriber has forgotten what it had.
+    sender.handle_want(vec![AUDIO]);
+    sender.handle_unit(now, unit(VIDEO, 1, 28, 10));
+    sender.handle_want(vec![VIDEO, AUDIO]);
+    sender.handle_backlog(now, (25..29).map(|at| unit(VIDEO, 1, at, 10)).collect());
+    assert_eq!(drain(&mut sender), [(0, 25), (0, 26), (0, 27), (0, 28)]);
+    assert!(sender.handle_ack(now, 10).is_err(), "nine were sent");
+    assert!(sender.handle_ack(now, 9).is_ok());
     assert_eq!(sender.held_bytes(), (0, 0));
+}
+
+#[test]
+fn what_comes_of_a_track_that_was_given_up_is_no_part_of_its_new_beginning() {
+    let now = testkit::start();
+    let mut receiver = Receiver::default();
+    receiver.handle_connected(now);
+    receiver.handle_info(&info(1)).expect("the first");
+    receiver.handle_want(&[VIDEO, AUDIO]);
+    let takes = |receiver: &mut Receiver, sequence| {
+        let unit = AccessUnit::clone(&unit(VIDEO, 1, sequence, 10));
+        matches!(receiver.handle_unit(now, unit), Received::Deliver { .. })
+    };
+    assert!(takes(&mut receiver, 25));
+    assert!(takes(&mut receiver, 26));
+    receiver.handle_want(&[AUDIO]);
+    // It was on its way.
+    assert!(!takes(&mut receiver, 27));
+    receiver.handle_want(&[VIDEO, AUDIO]);
+    for sequence in 25..29 {
+        assert!(takes(&mut receiver, sequence), "{sequence}");
+    }
 }
 
 #[test]
