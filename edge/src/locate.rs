@@ -124,6 +124,27 @@ pub(crate) async fn ask_owners(node: &Node, name: &StreamName) -> Answer {
     all
 }
 
+/// Another origin of a fixed list than `present` that has the stream's publisher. Must run on the node's I/O runtime.
+pub(crate) async fn publisher_elsewhere(
+    node: &Node,
+    name: &StreamName,
+    present: &str,
+) -> Option<String> {
+    let mut others = node.directory.fixed_origins();
+    others.retain(|origin| origin != present);
+    let asked = others.iter().map(|origin| {
+        let asked = ask(node, origin, Some(name));
+        tokio::time::timeout(LIST_TIMEOUT, asked)
+    });
+    let publishes = |stream: &WireStream| stream.stream == name.as_str() && stream.publishing;
+    let answers = join_all(asked).await;
+    let at = answers.iter().position(|answer| {
+        let streams = answer.as_ref().ok().and_then(Option::as_ref);
+        streams.is_some_and(|streams| streams.iter().any(publishes))
+    })?;
+    Some(others.swap_remove(at))
+}
+
 /// Where to subscribe to a stream, best first.
 pub(crate) fn upstreams(node: &Node, name: &StreamName) -> Vec<Upstream> {
     node.directory.upstreams(name)

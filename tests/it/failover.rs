@@ -78,6 +78,21 @@ fn an_origin_that_dies_loses_its_streams_to_the_other_at_once_and_viewers_stay()
 }
 
 #[test]
+fn a_publisher_is_found_at_another_origin_of_a_list() {
+    let mut cluster = Cluster::listed(2, &Options::default());
+    let whep = cluster.whep_url("live/demo");
+    let mut viewers = Vec::new();
+    for there in [0, 1, 0] {
+        // Where it was before, the stream is held for half a minute.
+        let url = format!("rtmp://127.0.0.1:{}/live/demo", cluster.nodes[there].rtmp);
+        let _publisher = Publisher::start(&url, Picture::Test, Sound::Tone);
+        viewers.push(Viewer::start(&whep, seconds(60), FLAGS));
+        Viewer::all_await_frames(&mut viewers, 60, seconds(12));
+        viewers.iter().for_each(goes_on_without_loss);
+    }
+}
+
+#[test]
 fn an_origin_that_is_cut_off_from_etcd_keeps_its_stream_until_another_has_it() {
     let (mut cluster, etcd) = Cluster::two_origins(&Options::default());
     let mut first = publish_patiently(&cluster.nodes[0]);

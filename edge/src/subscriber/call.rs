@@ -25,11 +25,12 @@ use super::leg::Leg;
 use super::trunk::Standing;
 use super::{Outcome, Stopped};
 use crate::latency::CallClock;
-use crate::locate;
 use crate::upstream::{Connection, Purpose, outages};
 
+mod moved;
 mod orphaned;
 
+use moved::Elsewhere;
 use orphaned::Asking;
 
 /// An origin that takes longer to accept a subscription is left for the next, and an edge, of which there are others.
@@ -38,10 +39,6 @@ const SUBSCRIBE_TIMEOUT_EDGE: Duration = Duration::from_secs(1);
 
 /// Messages to the upstream that may wait (count): acknowledgements and pings of several seconds.
 const OUTBOUND_QUEUE: usize = 64;
-
-/// The directory may name a newer publisher for so long before an edge that feeds this node with an older one is left: it reads the
-/// same directory, and brings the newer one with everybody below it. So is whoever brings an older one than another leg does.
-const MOVED_GRACE: Duration = Duration::from_secs(3);
 
 /// An accepted call.
 struct Call<'a> {
@@ -63,6 +60,7 @@ struct Call<'a> {
     patience: Patience,
     /// The stream's owner is asked whether it has it.
     asking: Option<Asking>,
+    elsewhere: Elsewhere,
     clock: CallClock,
     /// The way there is broken, not only this call.
     broken: bool,
@@ -113,6 +111,7 @@ impl Leg {
             moved_since: None,
             patience: Patience::new(jitter(Patience::SPREAD)),
             asking: None,
+            elsewhere: Elsewhere::default(),
             clock: self.trunk.options.clocks.call(),
             broken: false,
         };
@@ -238,6 +237,7 @@ impl Leg {
                 call.broken = true;
                 return Outcome::Lost;
             }
+            self.look_elsewhere(call);
             if self.left_behind(call) {
                 info!(upstream = call.url(), "the stream has moved");
                 return Outcome::Lost;
@@ -250,6 +250,7 @@ impl Leg {
                 self.core.poll_timeout(),
                 self.trunk.poll_timeout(),
                 call.patience.poll_timeout(),
+                call.elsewhere.poll_timeout(),
             ];
             let wake = wakes.into_iter().flatten().min();
             let sleep = async {
@@ -297,6 +298,11 @@ impl Leg {
                     let now = self.trunk.node.clock.now();
                     call.patience.handle_answer(now, answer);
                 }
+                found = call.elsewhere.found() => if let Some(url) = found {
+                    info!(upstream = call.url(), to = %url, "the publisher is with another origin");
+                    self.preferred = Some(url);
+                    return Outcome::Lost;
+                },
                 () = sleep => {
                     if self.trunk.handle_timeout().is_err() {
                         return Outcome::Stopped;
@@ -304,20 +310,6 @@ impl Leg {
                 }
             }
         }
-    }
-
-    /// The directory names another owner, with a newer publisher than this call brings, or another leg brings a newer one.
-    fn left_behind(&self, call: &mut Call<'_>) -> bool {
-        let (node, name) = (&self.trunk.node, &self.trunk.name);
-        let epoch = self.core.epoch();
-        let moved = locate::moved(node, name, &call.root.grpc_url, epoch);
-        if !moved && self.trunk.epoch() <= epoch {
-            call.moved_since = None;
-            return false;
-        }
-        let now = node.clock.now();
-        let since = *call.moved_since.get_or_insert(now);
-        (moved && call.direct()) || now.saturating_duration_since(since) >= MOVED_GRACE
     }
 
     /// Sends what is due.
@@ -450,6 +442,8 @@ impl Leg {
         self.parent = info.path.nodes().last().cloned();
         call.patience.handle_fed();
         call.asking = None;
+        call.elsewhere
+            .handle_info(self.trunk.node.clock.now(), info.publishing);
         match self.trunk.handle_info(self.index, &Arc::new(info)) {
             Standing::Counts => None,
             Standing::Behind => {

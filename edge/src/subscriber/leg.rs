@@ -51,6 +51,8 @@ pub(super) struct Leg {
     pub(super) parent: Option<NodeId>,
     /// When the last upstream was lost, and who that was, until a unit of the next comes.
     pub(super) lost: Option<(Instant, Option<NodeId>)>,
+    /// The upstream of a fixed list that is asked first: it had the publisher a moment ago.
+    pub(super) preferred: Option<String>,
     /// The trace that the first search is part of, until it has found somebody.
     pub(super) trace: Option<Context>,
     known: Vec<Alternative>,
@@ -79,6 +81,7 @@ impl Leg {
             served: false,
             parent: None,
             lost: None,
+            preferred: None,
             known: Vec::new(),
             shunned: Vec::new(),
         }
@@ -156,7 +159,11 @@ impl Leg {
 
     /// Who has the stream as far as the directory knows.
     pub(super) fn named(&self) -> Vec<Upstream> {
-        locate::upstreams(&self.trunk.node, &self.trunk.name)
+        let mut upstreams = locate::upstreams(&self.trunk.node, &self.trunk.name);
+        if let Some(first) = &self.preferred {
+            upstreams.sort_by_key(|upstream| upstream.grpc_url != *first);
+        }
+        upstreams
     }
 
     /// Waits until the directory names others than `before`. It changes all the time, with each node's load.

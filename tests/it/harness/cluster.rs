@@ -202,30 +202,28 @@ impl Cluster {
 
     /// An origin and an edge in processes of their own.
     pub(crate) fn split(directory: Directory, options: &Options) -> Self {
-        let mut cluster = Self {
-            nodes: Vec::new(),
+        if directory == Directory::Etcd {
+            return Self::fleet(1, 1, options);
+        }
+        Self::listed(1, options)
+    }
+
+    /// Origins `o1`, … that know nothing of each other, and an edge that is told of them.
+    pub(crate) fn listed(origins: usize, options: &Options) -> Self {
+        let ids = (1..=origins).map(|n| format!("o{n}"));
+        let mut nodes: Vec<Node> = ids
+            .map(|id| Node::start(Role::Origin, &id, &[], options))
+            .collect();
+        let urls = nodes
+            .iter()
+            .map(|origin| format!("http://127.0.0.1:{}", origin.grpc));
+        let flags: Vec<String> = urls.flat_map(|url| ["--origin".to_owned(), url]).collect();
+        nodes.push(Node::start(Role::Edge, "e1", &flags, options));
+        Self {
+            nodes,
             etcd: None,
             directory_links: Vec::new(),
-        };
-        match directory {
-            Directory::Etcd => {
-                let etcd = Etcd::start(1);
-                let flags = ["--etcd".to_owned(), etcd.url(0)];
-                cluster.etcd = Some(etcd);
-                for (role, id) in [(Role::Origin, "o1"), (Role::Edge, "e1")] {
-                    cluster.nodes.push(Node::start(role, id, &flags, options));
-                }
-            }
-            Directory::Static => {
-                let origin = Node::start(Role::Origin, "o1", &[], options);
-                let url = format!("http://127.0.0.1:{}", origin.grpc);
-                cluster.nodes.push(origin);
-                let flags = ["--origin".to_owned(), url];
-                let edge = Node::start(Role::Edge, "e1", &flags, options);
-                cluster.nodes.push(edge);
-            }
         }
-        cluster
     }
 
     /// Two origins and an edge. The first origin reaches etcd by a way that can be cut.
