@@ -364,7 +364,7 @@ pub(crate) fn describe() {
     start_at_zero_by(
         KEYFRAMES_RESENT,
         "answer",
-        &["resent", "no_gop", "too_soon"],
+        &["resent", "no_gop", "nothing_new", "too_soon"],
     );
     start_at_zero_by(
         DATAGRAMS_REFUSED,

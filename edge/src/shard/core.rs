@@ -40,6 +40,9 @@ use crate::shard::wheel::Wheel;
 use crate::shard::{Credentials, EndReason, Gone, Join, JoinError, ViewerId, ViewerState};
 use crate::transport::dtls::Identity;
 
+/// Pictures haven't come for a while, or left at once when they did: within this.
+const SILENCE: Duration = Duration::from_millis(500);
+
 /// Bounds of a shard.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options {
@@ -426,9 +429,34 @@ impl Core {
         peer.resend(now, kind, packets, &stream.rings.borrow(), outbox)
     }
 
-    /// A viewer is to get the newest GOP again, if the ring has one.
-    pub(crate) fn handle_keyframe(&mut self, now: Instant, viewer: ViewerId) -> bool {
-        self.start_video(now, viewer)
+    /// A viewer asks for a keyframe: it is to get the newest GOP again. Returns how it was answered.
+    ///
+    /// Players ask, too, when nothing has come for a while (libwebrtc after 3 s). Who was sent all there is as it came gets no more of it:
+    /// older pictures again would tell it that time goes back, and what is missed meanwhile is shown seconds late.
+    pub(crate) fn handle_keyframe(&mut self, now: Instant, viewer: ViewerId) -> &'static str {
+        if self.lacks_nothing(now, viewer) {
+            "nothing_new"
+        } else if self.start_video(now, viewer) {
+            "resent"
+        } else {
+            "no_gop"
+        }
+    }
+
+    fn lacks_nothing(&self, now: Instant, viewer: ViewerId) -> bool {
+        let newest = || {
+            let peer = self.peers.get(*self.by_id.get(&viewer)?)?;
+            let video = peer.video.as_ref()?;
+            let stream = self.streams.get(&peer.stream)?;
+            let rings = stream.rings.borrow();
+            let ring = rings.get(video.track)?;
+            let has_all = video.position >= ring.next_index();
+            Some((ring.newest_came()?, video.last_left()?)).filter(|_| has_all)
+        };
+        newest().is_some_and(|(came, left)| {
+            left.saturating_duration_since(came) < SILENCE
+                && now.saturating_duration_since(came) > SILENCE
+        })
     }
 
     /// What a viewer's link carries is known anew.

@@ -20,6 +20,7 @@ use headwater_media::sdp::NegotiatedMedia;
 use headwater_media::time::{MediaTime, WallTime};
 use headwater_media::unit::MediaKind;
 
+use crate::shard::lateness::Lateness;
 use crate::shard::outbox::Outbox;
 use crate::shard::prefetch::prefetch;
 use crate::shard::stream::Rings;
@@ -41,6 +42,9 @@ const UNITS_OF_RETURN: u64 = 60;
 /// RTP time between pictures that repeat what the rendition before has shown (90 kHz): a player shows them faster than they were made, and
 /// libwebrtc follows down to a third of the usual spacing without falling behind.
 const OVERLAP_SPACING: u64 = 1000;
+
+/// The same between pictures that came late and all at once, where their times are those at which they leave.
+const LATE_SPACING: u64 = 90;
 
 /// The P bit, and the most padding that one packet can have (RFC 3550 section 5.1).
 const PADDING_FLAG: u8 = 0x20;
@@ -70,10 +74,12 @@ pub(crate) struct Outgoing {
     timestamp_offset: u32,
     /// Index in the track of the next packet to send; `None`: wait for a keyframe.
     pub(crate) position: Option<u64>,
-    /// The RTP time of the newest unit, without the offset.
+    /// The RTP time that the newest unit was given, without the offset, and the one it has by itself.
     time: u64,
+    newest: u64,
     /// The rendition was switched: its first pictures may show what the one before did already, and yet time must go on.
     overlaps: bool,
+    lateness: Lateness,
     units: u64,
     /// How many of them there will be when the effect of the run-up is over.
     settled_at: u64,
@@ -251,7 +257,9 @@ impl Outgoing {
             timestamp_offset: low32(random >> 32),
             position: None,
             time: 0,
+            newest: 0,
             overlaps: false,
+            lateness: Lateness::default(),
             units: 0,
             settled_at: 0,
             packets: 0,
@@ -282,7 +290,7 @@ impl Outgoing {
     ) -> Left {
         let early = self.units < UNITS_WITH_MID;
         let playout_delay = self.playout_delay(wire.runs_up, early || batch.keyframe);
-        let timestamp_offset = self.place(batch.rtp_time, first);
+        let timestamp_offset = self.place(wire, batch.rtp_time, first);
         let template = self.layout.template(&UnitFields {
             timestamp: low32(batch.rtp_time).wrapping_add(timestamp_offset),
             capture_time: (batch.ingest_time != WallTime::default()).then_some(batch.ingest_time),
@@ -350,11 +358,26 @@ impl Outgoing {
     }
 
     /// What to add to the RTP time of the unit that is sent now, from its `first`th packet on.
-    fn place(&mut self, rtp_time: u64, first: usize) -> u32 {
+    fn place(&mut self, wire: &Wire<'_>, rtp_time: u64, first: usize) -> u32 {
         if first == 0 {
-            let least = self.time + OVERLAP_SPACING;
-            self.overlaps &= rtp_time < least;
-            self.time = if self.overlaps { least } else { rtp_time };
+            let late = match self.kind {
+                MediaKind::Video => self.lateness.handle_unit(wire.now, rtp_time),
+                MediaKind::Audio => 0,
+            };
+            // Who runs up to the live edge does so by the original times.
+            let late = if wire.runs_up { 0 } else { late };
+            let (due, spacing) = (
+                rtp_time + late,
+                if late > 0 {
+                    LATE_SPACING
+                } else {
+                    OVERLAP_SPACING
+                },
+            );
+            let least = self.time + spacing;
+            self.overlaps = late > 0 || (self.overlaps && due < least);
+            self.time = if self.overlaps { due.max(least) } else { due };
+            self.newest = rtp_time;
         }
         low32(self.time.wrapping_sub(rtp_time)).wrapping_add(self.timestamp_offset)
     }
@@ -371,6 +394,11 @@ impl Outgoing {
         self.overlaps = false;
     }
 
+    /// When the last access unit began to leave.
+    pub(super) fn last_left(&self) -> Option<Instant> {
+        self.lateness.last_left()
+    }
+
     /// It has sent something.
     pub(super) const fn has_sent(&self) -> bool {
         self.packets > 0
@@ -379,7 +407,7 @@ impl Outgoing {
     /// A unit of this RTP time is not older than the newest one by more than `overlap`.
     pub(super) fn is_fresh(&self, rtp_time: u64, overlap: MediaTime) -> bool {
         let overlap = u64::try_from(overlap.ticks()).unwrap_or(0);
-        rtp_time.saturating_add(overlap) >= self.time
+        rtp_time.saturating_add(overlap) >= self.newest
     }
 
     /// What the packets of the next unit say of the playout delay, if anything.

@@ -419,8 +419,7 @@ impl Shell {
                 state.figures.count_resent(count);
             }
             Command::Keyframe { viewer } => {
-                let resent = self.core.handle_keyframe(now, viewer);
-                let answer = if resent { "resent" } else { "no_gop" };
+                let answer = self.core.handle_keyframe(now, viewer);
                 counter!(KEYFRAMES_RESENT, "answer" => answer).increment(1);
             }
             Command::Estimate { viewer, estimate } => {

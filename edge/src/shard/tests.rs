@@ -797,7 +797,7 @@ async fn a_wish_for_a_keyframe_is_answered_from_the_ring() {
         world.events.last(),
         Some(Event::KeyframeAsked { viewer }) if *viewer == peer.id
     ));
-    assert!(world.core.handle_keyframe(world.now, peer.id));
+    assert_eq!(world.core.handle_keyframe(world.now, peer.id), "resent");
     world.work();
     world.run_up(&mut peer);
     let video = peer.of(VIDEO_SSRC);
@@ -805,6 +805,54 @@ async fn a_wish_for_a_keyframe_is_answered_from_the_ring() {
     let again: Vec<_> = video[before..].iter().map(|p| p.payload.clone()).collect();
     let expected: Vec<_> = gop.iter().flat_map(|b| payloads(b)).collect();
     assert_eq!(again, expected);
+}
+
+#[actix_rt::test]
+async fn who_has_all_gets_nothing_again_in_a_silence_and_what_was_missed_by_its_own_time() {
+    let mut world = World::new();
+    let mut peer = world.join(1, vec![GCM]);
+    let picture = world.picture();
+    world.send_whole(picture);
+    world.connect(&mut peer);
+    for _ in 0..20 {
+        let picture = world.picture();
+        world.send(picture);
+        world.pass(Duration::from_micros(33_333));
+    }
+    world.exchange(&mut peer);
+    let sent = peer.of(VIDEO_SSRC).len();
+    // The way to the origin is cut, and the player asks as it does after three seconds without a picture.
+    world.pass(SECOND * 3);
+    assert_eq!(
+        world.core.handle_keyframe(world.now, peer.id),
+        "nothing_new"
+    );
+    world.work();
+    world.exchange(&mut peer);
+    assert_eq!(peer.of(VIDEO_SSRC).len(), sent);
+    let before = peer.of(VIDEO_SSRC)[sent - 1].timestamp;
+
+    // What was missed comes at once.
+    for _ in 0..90 {
+        let picture = world.picture();
+        world.send(picture);
+        world.pass(Duration::from_millis(2));
+    }
+    world.exchange(&mut peer);
+    let video = peer.of(VIDEO_SSRC);
+    assert_continuous(&video);
+    let mut times: Vec<u32> = video[sent..]
+        .iter()
+        .map(|packet| packet.timestamp)
+        .collect();
+    times.dedup();
+    let first = times[0].wrapping_sub(before);
+    assert!(
+        (270_000..=300_000).contains(&first),
+        "as late as it left: {first}"
+    );
+    let rest = times[times.len() - 1].wrapping_sub(times[0]);
+    assert!(rest <= 27_000, "no faster than they were sent: {rest}");
 }
 
 #[actix_rt::test]

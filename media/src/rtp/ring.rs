@@ -150,6 +150,11 @@ impl PacketRing {
         self.batches.back().map(|newest| &newest.batch)
     }
 
+    /// When the newest batch came.
+    pub fn newest_came(&self) -> Option<Instant> {
+        self.batches.back().map(|newest| newest.came)
+    }
+
     /// Bytes of payload from the batch that has packet `index` to the newest; 0 when the ring doesn't have it.
     pub fn payload_bytes_from(&self, index: u64) -> u64 {
         self.position(index)

@@ -237,7 +237,7 @@ async fn each_idr_comes_behind_its_parameter_sets_and_no_packet_is_too_long() {
         world.connect(&mut peer);
         publish(&mut world, &mut peer, SECOND * 2);
         // Asked for in the middle of a GOP, and once again by NACK.
-        assert!(world.core.handle_keyframe(world.now, peer.id));
+        assert_eq!(world.core.handle_keyframe(world.now, peer.id), "resent");
         world.work();
         world.run_up(&mut peer);
         let lost: Vec<u16> = peer.of(VIDEO_SSRC).iter().map(|p| p.sequence).collect();

@@ -380,7 +380,7 @@ async fn a_run_up_that_overflowed_is_not_repeated_before_the_next_keyframe() {
     let position = |world: &World| world.core.peers[slot].video.as_ref().unwrap().position;
     // Each wish finds the viewer waiting, also once nothing is left to send.
     for _ in 0..3 {
-        assert!(world.core.handle_keyframe(world.now, peer.id));
+        assert_eq!(world.core.handle_keyframe(world.now, peer.id), "resent");
         assert_eq!(position(&world), None);
         world.pass(Duration::from_millis(500));
         world.work();
