@@ -24,7 +24,7 @@ use crate::replica::UpstreamState;
 
 /// First and longest wait between attempts. The longest bounds how late a stream is found that nothing announces (fixed lists).
 const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// The longest wait of a leg that others live without.
 const SPARE_RETRY_MAX: Duration = Duration::from_secs(10);
