@@ -4,8 +4,6 @@ use headwater_node::replication;
 use headwater_node::telemetry::{start_at_zero, start_at_zero_by};
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 
-use crate::survey;
-
 /// See [`describe`].
 const SUBSCRIBERS: &str = "headwater_edge_subscribers";
 /// See [`describe`].
@@ -331,7 +329,8 @@ pub(crate) fn describe() {
             "kicked",
         ],
     );
-    start_at_zero_by(VIEWED, "rendition", &survey::RENDITIONS);
+    // Which others there are depends on publishers and ladders; they begin when they are first viewed.
+    start_at_zero_by(VIEWED, "rendition", &["source", "none"]);
     start_at_zero_by(SEND_DROPPED, "reason", &["full", "refused"]);
     start_at_zero_by(SKIPPED, "place", &["replica", "shard"]);
     start_at_zero_by(

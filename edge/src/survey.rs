@@ -18,7 +18,7 @@ use crate::shard::{Counters, NO_RENDITION, ViewerState};
 pub(crate) const INTERVAL: Duration = Duration::from_secs(10);
 
 /// Renditions that [`VIEWED`] tells apart: the publisher's, those that ladders make by default, sound alone, and any other.
-pub(crate) const RENDITIONS: [&str; 9] = [
+const RENDITIONS: [&str; 9] = [
     "source", "1080p", "720p", "480p", "360p", "240p", "144p", "none", "other",
 ];
 
