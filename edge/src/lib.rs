@@ -19,6 +19,7 @@ mod continuation;
 mod drain;
 pub mod http;
 mod latency;
+mod lateness;
 mod link_memory;
 pub mod locate;
 mod metrics;

@@ -14,7 +14,6 @@ pub(crate) mod feedback;
 mod figures;
 mod handshakes;
 mod inbound;
-mod lateness;
 pub(crate) mod load;
 mod outbox;
 mod outgoing;

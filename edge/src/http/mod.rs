@@ -38,6 +38,7 @@ mod forwarded;
 mod layer;
 pub mod limits;
 pub(crate) mod metrics;
+mod place;
 mod preference;
 mod qoe;
 mod whep;

@@ -7,10 +7,8 @@ use std::time::{Duration, Instant};
 use actix_web::http::header::{self, HeaderName};
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpMessage as _, HttpRequest, HttpResponse};
-use headwater_media::id::{NodeId, StreamName};
-use headwater_media::placement::Candidate;
+use headwater_media::id::StreamName;
 use headwater_media::sdp::{Fragment, IceCredentials, Local, OFFER_BYTES_MAX, Offer};
-use headwater_node::directory::NodeRecord;
 use headwater_node::trace::{self, Sampling, Span};
 use metrics::{counter, histogram};
 use rand::Rng;
@@ -18,9 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::error::Problem;
-use super::{
-    EdgeState, auth, body, cors, events, forward, forwarded, millis, peer, preference, qoe,
-};
+use super::place::Place;
+use super::{EdgeState, auth, body, cors, events, forward, millis, peer, place, preference, qoe};
 use crate::sessions::{IceSession, Session, SessionId};
 use crate::shard::tag::ICE_CHARS;
 use crate::shard::{
@@ -32,9 +29,6 @@ pub(super) const ENDPOINT_METHODS: &str = "POST, GET, HEAD, OPTIONS";
 pub(super) const LAYER_EXTENSION: &str = "urn:ietf:params:whep:ext:core:layer";
 pub(super) const SESSION_METHODS: &str = "PATCH, DELETE, GET, HEAD, OPTIONS";
 
-/// Stands in the query of a player that another edge sent.
-const SENT_BY: &str = "sent-by=";
-
 const SDP: &str = "application/sdp";
 const FRAGMENT: &str = "application/trickle-ice-sdpfrag";
 const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
@@ -44,8 +38,6 @@ const SHARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long another edge may take to let a viewer in that this one can't take, or could: it may have to get the stream first.
 const FORWARD: Duration = Duration::from_millis(4500);
 const FORWARD_SPARED: Duration = Duration::from_secs(2);
-/// Edges that are asked whether they are there, for one player (count).
-const EDGES_ASKED: usize = 2;
 /// Other user fragments that are tried when one is taken (count). With 60 random bits even one retry will hardly be seen.
 const UFRAG_TRIES: usize = 3;
 
@@ -109,7 +101,7 @@ async fn join(
     span.set("stream", &name);
     auth::check(state.config.play_token.as_ref(), request)?;
     // Before anything is done for who can't be taken: a storm of joins must not cost those who watch.
-    let place = place(request, state, &name).await?;
+    let place = place::find(request, state, &name).await?;
     if let Place::Redirect(there) = place {
         return Ok(Joined::Redirected(there));
     }
@@ -231,76 +223,6 @@ async fn join(
     let carried = auth::carried(state.config.play_token.as_ref(), request);
     let answer = created(state, &name, &id, carried, &etag, &answer);
     Ok(Joined::Here(answer))
-}
-
-/// Where a newcomer is served.
-enum Place {
-    Here,
-    /// At another edge, where the player can get itself.
-    Redirect(HttpResponse),
-    /// At another edge, which has no address of its own for players.
-    Forward {
-        there: NodeRecord,
-        /// Why it isn't served here, if it must not.
-        refused: Result<(), Problem>,
-    },
-}
-
-/// Finds a place for a player that can't be served here, or better elsewhere. If it can get there, it is told so: 307, so that it repeats its
-/// POST (conformance with RFC 9725 section 4.5). One that was sent or handed here stays, or nobody would have it.
-async fn place(
-    request: &HttpRequest,
-    state: &EdgeState,
-    name: &StreamName,
-) -> Result<Place, Problem> {
-    let refused = if state.draining() {
-        Err(Problem::draining())
-    } else {
-        let picked = state.shards.pick(state.node.clock.now());
-        picked.map(drop).map_err(Problem::from)
-    };
-    let query = request.query_string();
-    let was_sent = query.split('&').any(|pair| pair.starts_with(SENT_BY));
-    if was_sent || forwarded::is(request) {
-        return refused.map(|()| Place::Here);
-    }
-    let placement = &state.placement;
-    let choose = || {
-        let now = state.node.clock.now();
-        let silent = |edge: &NodeId| state.heard.silent(edge, now);
-        if refused.is_err() {
-            return placement.other(name, silent);
-        }
-        let here = Candidate {
-            load: state.shards.load(now),
-            has_stream: state.registry.watch(name).is_some(),
-        };
-        placement.better(name, &here, silent)
-    };
-    // Browsers and most others don't repeat a token at another host.
-    let movable = !request.headers().contains_key(header::AUTHORIZATION);
-    let mut tries = 0;
-    let (there, url) = loop {
-        let Some(there) = choose().filter(|_| tries < EDGES_ASKED) else {
-            return refused.map(|()| Place::Here);
-        };
-        let Some(url) = placement.url_at(&there, name).filter(|_| movable) else {
-            return Ok(Place::Forward { there, refused });
-        };
-        // Whoever is told to go doesn't come back here.
-        if forward::answers(request, state, &there).await {
-            break (there, url);
-        }
-        tries += 1;
-    };
-    let separator = if query.is_empty() { "" } else { "&" };
-    let location = format!("{url}?{query}{separator}{SENT_BY}{}", state.node.id);
-    debug!(stream = %name, to = %there.id, "a viewer is sent to another edge");
-    let redirect = HttpResponse::TemporaryRedirect()
-        .insert_header((header::LOCATION, location))
-        .insert_header((header::CACHE_CONTROL, "no-store"))
-        .finish();
-    Ok(Place::Redirect(redirect))
 }
 
 /// `PATCH /whep/{app}/{stream}/{session}`: trickled candidates, or an ICE restart (RFC 9725 section 4.3).

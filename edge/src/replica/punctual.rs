@@ -9,27 +9,33 @@ use std::time::{Duration, Instant};
 use headwater_media::time::WallTime;
 use headwater_media::unit::AccessUnit;
 
+use crate::lateness::{Bounds, Lateness};
+
 /// How much later than usual sound may come from its publisher's socket: more than the ways between nodes differ.
-const REPLICATED_LATE: Duration = Duration::from_millis(300);
+const REPLICATED: Bounds = bounds(Duration::from_millis(300));
 /// And how much later than its timestamps say: publishers send it in pieces of their own length.
-const SENT_LATE: Duration = Duration::from_secs(1);
-/// What is late for so long is how it comes now.
-const USUAL_AFTER: Duration = Duration::from_secs(2);
-/// The usual follows what comes later than it by this share of the difference, so that clocks may drift.
-const SMOOTHING: u32 = 1024;
+const SENT: Bounds = bounds(Duration::from_secs(1));
+
+const fn bounds(late: Duration) -> Bounds {
+    Bounds {
+        late,
+        in_time: late,
+        usual_after: Duration::from_secs(2),
+    }
+}
 
 /// One track's punctuality.
 #[derive(Debug)]
 pub(super) struct Punctual {
-    replicated: Usual,
-    sent: Usual,
+    replicated: Lateness,
+    sent: Lateness,
 }
 
 impl Default for Punctual {
     fn default() -> Self {
         Self {
-            replicated: Usual::new(REPLICATED_LATE),
-            sent: Usual::new(SENT_LATE),
+            replicated: Lateness::new(&REPLICATED),
+            sent: Lateness::new(&SENT),
         }
     }
 }
@@ -39,56 +45,10 @@ impl Punctual {
     pub(super) fn takes(&mut self, now: Instant, unit: &AccessUnit) -> bool {
         let micros = i64::try_from(unit.ingest_time.unix_micros()).unwrap_or(i64::MAX);
         let known = unit.ingest_time != WallTime::default();
-        let replicated = !known || self.replicated.takes(now, micros);
-        let sent = self
-            .sent
-            .takes(now, unit.dts.as_millis().saturating_mul(1000));
+        let replicated = !known || self.replicated.handle(now, micros).is_none();
+        let millis = unit.dts.as_millis();
+        let sent = self.sent.handle(now, millis.saturating_mul(1000)).is_none();
         replicated && sent
-    }
-}
-
-/// How late things usually are.
-#[derive(Debug)]
-struct Usual {
-    late: Duration,
-    /// One that was as punctual as they get: when it came, and its own time (µs).
-    reference: Option<(Instant, i64)>,
-    late_since: Option<Instant>,
-}
-
-impl Usual {
-    const fn new(late: Duration) -> Self {
-        Self {
-            late,
-            reference: None,
-            late_since: None,
-        }
-    }
-
-    /// Something of the time `micros` came; false: it is late.
-    fn takes(&mut self, now: Instant, micros: i64) -> bool {
-        let here = (now, micros);
-        let (came, time) = *self.reference.get_or_insert(here);
-        let elapsed = now.saturating_duration_since(came);
-        let due = u64::try_from(micros.saturating_sub(time)).unwrap_or(0);
-        let later = elapsed.saturating_sub(Duration::from_micros(due));
-        if later.is_zero() {
-            self.reference = Some(here);
-        }
-        if later <= self.late {
-            self.late_since = None;
-            if let Some((came, _)) = &mut self.reference {
-                *came += later / SMOOTHING;
-            }
-            return true;
-        }
-        let since = *self.late_since.get_or_insert(now);
-        let usual = now.saturating_duration_since(since) >= USUAL_AFTER;
-        if usual {
-            self.reference = Some(here);
-            self.late_since = None;
-        }
-        usual
     }
 }
 
@@ -160,22 +120,5 @@ mod tests {
             (piece, piece, 20 * frame)
         });
         assert_eq!(listener.taken(pieces), 500);
-    }
-
-    #[test]
-    fn a_longer_way_becomes_usual() {
-        let mut listener = Listener::new();
-        assert_eq!(listener.taken(live(0..100)), 100);
-        let later = (100..300).map(|frame| (20 * frame + 2000, 20 * frame, 20 * frame));
-        // Two seconds of it are missed.
-        assert_eq!(listener.taken(later), 100);
-    }
-
-    #[test]
-    fn clocks_that_drift_stay_in_time() {
-        let mut listener = Listener::new();
-        // The publisher's is slow by a thousandth: 3.6 s an hour, ten times what clocks do.
-        let hour = (0..180_000).map(|frame: u64| (20 * frame + frame / 50, 20 * frame, 20 * frame));
-        assert_eq!(listener.taken(hour), 180_000);
     }
 }

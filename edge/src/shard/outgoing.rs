@@ -5,7 +5,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use headwater_media::bwe::History;
 use headwater_media::codec::opus;
@@ -20,7 +20,7 @@ use headwater_media::sdp::NegotiatedMedia;
 use headwater_media::time::{MediaTime, WallTime};
 use headwater_media::unit::MediaKind;
 
-use crate::shard::lateness::Lateness;
+use crate::lateness::{Bounds, Lateness};
 use crate::shard::outbox::Outbox;
 use crate::shard::prefetch::prefetch;
 use crate::shard::stream::Rings;
@@ -43,6 +43,14 @@ const UNITS_OF_RETURN: u64 = 60;
 /// libwebrtc follows down to a third of the usual spacing without falling behind.
 const OVERLAP_SPACING: u64 = 1000;
 
+/// Pictures that are late leave with the time at which they leave: what was missed while a way was cut comes together, seconds late, and
+/// libwebrtc, which learns from that how timestamps go with time, would show later pictures by what it has learned: seconds late at first,
+/// and for half a minute up to half a second. Late is what is later than a link's own queue makes it where its rendition fits.
+const LATE: Bounds = Bounds {
+    late: Duration::from_millis(700),
+    in_time: Duration::from_millis(100),
+    usual_after: Duration::from_secs(3),
+};
 /// The same between pictures that came late and all at once, where their times are those at which they leave.
 const LATE_SPACING: u64 = 90;
 
@@ -259,7 +267,7 @@ impl Outgoing {
             time: 0,
             newest: 0,
             overlaps: false,
-            lateness: Lateness::default(),
+            lateness: Lateness::new(&LATE),
             units: 0,
             settled_at: 0,
             packets: 0,
@@ -361,21 +369,17 @@ impl Outgoing {
     fn place(&mut self, wire: &Wire<'_>, rtp_time: u64, first: usize) -> u32 {
         if first == 0 {
             let late = match self.kind {
-                MediaKind::Video => self.lateness.handle_unit(wire.now, rtp_time),
-                MediaKind::Audio => 0,
+                MediaKind::Video => self.lateness.handle(wire.now, micros(rtp_time)),
+                MediaKind::Audio => None,
             };
             // Who runs up to the live edge does so by the original times.
-            let late = if wire.runs_up { 0 } else { late };
-            let (due, spacing) = (
-                rtp_time + late,
-                if late > 0 {
-                    LATE_SPACING
-                } else {
-                    OVERLAP_SPACING
-                },
-            );
+            let late = late.filter(|_| !wire.runs_up);
+            let (due, spacing) = match late {
+                Some(late) => (rtp_time + ticks(late), LATE_SPACING),
+                None => (rtp_time, OVERLAP_SPACING),
+            };
             let least = self.time + spacing;
-            self.overlaps = late > 0 || (self.overlaps && due < least);
+            self.overlaps = late.is_some() || (self.overlaps && due < least);
             self.time = if self.overlaps { due.max(least) } else { due };
             self.newest = rtp_time;
         }
@@ -396,7 +400,7 @@ impl Outgoing {
 
     /// When the last access unit began to leave.
     pub(super) fn last_left(&self) -> Option<Instant> {
-        self.lateness.last_left()
+        self.lateness.last()
     }
 
     /// It has sent something.
@@ -508,6 +512,16 @@ impl Outgoing {
 #[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
 const fn low32(value: u64) -> u32 {
     value as u32
+}
+
+/// A time of video in microseconds.
+const fn micros(rtp_time: u64) -> i64 {
+    rtp_time.cast_signed().saturating_mul(100) / 9
+}
+
+/// The same the other way round.
+fn ticks(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX / 9) * 9 / 100
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]

@@ -78,16 +78,13 @@ impl Leg {
         if !due {
             return;
         }
-        call.elsewhere.ask_at = Some(now + ASK_INTERVAL);
         let present = call.root.grpc_url.clone();
-        if node
-            .directory
-            .fixed_origins()
-            .iter()
-            .all(|url| *url == present)
-        {
+        let others = node.directory.fixed_origins();
+        if others.iter().all(|url| *url == present) {
+            call.elsewhere.ask_at = None;
             return;
         }
+        call.elsewhere.ask_at = Some(now + ASK_INTERVAL);
         let (node, name) = (node.clone(), self.trunk.name.clone());
         call.elsewhere.asking = Some(Box::pin(async move {
             locate::publisher_elsewhere(&node, &name, &present).await
